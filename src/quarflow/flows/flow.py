@@ -1,0 +1,122 @@
+r"""A flow: parameters which, given a context, become a distribution made of pure transforms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from quarflow.flows.bases import Base
+from quarflow.transforms import Composed, Transform
+
+__all__ = ["Flow", "FlowDistribution"]
+
+
+class FlowDistribution(Distribution):
+    r"""The distribution of x when z = f(x) has the base distribution.
+
+    .. math:: \log p(x) = \log p_\text{base}(f(x)) + \log |\det J_f(x)|
+
+    Arguments:
+        transform: f, from data to noise.
+        base: Distribution of z.
+        context_shape: Batch shape of the context bound in f.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.independent(constraints.real, 1)
+    has_rsample = True
+
+    def __init__(self, transform: Transform, base: Base, context_shape: Size = Size()) -> None:
+        super().__init__(context_shape, base.event_shape, validate_args=False)
+        self.transform, self.base = transform, base
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Exact log-density, in nats, shape (*) for values of shape (*, D)."""
+        _check_features(value, self.event_shape[0])
+        z, ladj = self.transform.call_and_ladj(value)
+
+        return self.base.log_prob(z) + ladj
+
+    def rsample(self, sample_shape: Any = Size(), generator: torch.Generator | None = None) -> Tensor:
+        """Differentiable samples, shape (*sample_shape, *context_shape, D)."""
+        return self.transform.inv(self.base.rsample(sample_shape, generator))
+
+    def sample(self, sample_shape: Any = Size(), generator: torch.Generator | None = None) -> Tensor:
+        """Samples, shape (*sample_shape, *context_shape, D)."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator)
+
+    def rsample_and_log_prob(
+        self, sample_shape: Any = Size(), generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Differentiable samples and their log-densities, at the cost of the samples."""
+        z = self.base.rsample(sample_shape, generator)
+        x, ladj = self.transform.inv.call_and_ladj(z)
+
+        return x, self.base.log_prob(z) - ladj
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
+        """Not needed: sample shapes and context shapes do the same."""
+        raise NotImplementedError("expand the context instead")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base={type(self.base).__name__}, transform={self.transform!r})"
+
+
+class Flow(nn.Module, ABC):
+    r"""Parameters of a density over vectors of D features, given C context variables.
+
+    ``flow(c)`` computes effective weights and binds the context once, and returns a
+    :class:`FlowDistribution` of pure transforms that reuse them.
+
+    Arguments:
+        features: Number D of features.
+        context: Number C of context variables.
+    """
+
+    base: nn.Module
+
+    def __init__(self, features: int, context: int = 0) -> None:
+        super().__init__()
+        self.features, self.context = features, context
+
+    @abstractmethod
+    def transforms(self, c: Tensor | None) -> Sequence[Transform]:
+        """The transforms from data to noise, with weights and context bound."""
+
+    def forward(self, c: Tensor | None = None) -> FlowDistribution:
+        """The distribution given the context.
+
+        Arguments:
+            c: Context, shape (*, C); None if the flow has none.
+
+        Raises:
+            ValueError: if the context is missing, not wanted or of the wrong width.
+        """
+        self._check_context(c)
+        shape = Size() if c is None else c.shape[:-1]
+
+        return FlowDistribution(Composed(self.transforms(c)), self.base(shape), shape)
+
+    def _check_context(self, c: Tensor | None) -> None:
+        if c is None and self.context:
+            raise ValueError(
+                f"This flow needs a context of {self.context} variables: flow(c) with c of "
+                f"shape (*, {self.context})."
+            )
+        if c is not None and not self.context:
+            raise ValueError("This flow was made without context; call flow().")
+        if c is not None and c.shape[-1] != self.context:
+            raise ValueError(
+                f"The context must have shape (*, {self.context}), not {tuple(c.shape)}."
+            )
+
+
+def _check_features(x: Tensor, features: int) -> None:
+    if x.dim() == 0 or x.shape[-1] != features:
+        raise ValueError(f"Values must have shape (*, {features}), not {tuple(x.shape)}.")

@@ -1,0 +1,83 @@
+r"""Stacks of elementwise affine maps and linear mixes, with their parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quarflow.transforms import Affine, LinearLU
+
+__all__ = ["ActNorms", "LinearMixes"]
+
+
+class ActNorms(nn.Module):
+    r"""Elementwise affine maps of a flow (ActNorm), shape (T, D).
+
+    They start as identities; :meth:`quarflow.flows.Flow.initialize` sets them from data, once,
+    and ``initialized`` is saved with the parameters.
+
+    Reference:
+        | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018)
+        | https://arxiv.org/abs/1807.03039
+    """
+
+    initialized: Tensor
+
+    def __init__(self, steps: int, features: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(steps, features))
+        self.log_scale = nn.Parameter(torch.zeros(steps, features))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self) -> list[Affine]:
+        return [
+            Affine(shift, log_scale)
+            for shift, log_scale in zip(self.shift.unbind(), self.log_scale.unbind(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def normalize(self, step: int, x: Tensor) -> None:
+        """Set one of the maps so that it standardises x, shape (*, D)."""
+        x = x.reshape(-1, x.shape[-1])
+        std = x.std(0, correction=0) if len(x) > 1 else torch.ones_like(x[0])
+        log_scale = -(std + 1e-6).log()
+        self.log_scale[step] = log_scale
+        self.shift[step] = -x.mean(0) * log_scale.exp()
+
+    def extra_repr(self) -> str:
+        return f"features={self.shift.shape[1]}, steps={len(self.shift)}"
+
+
+class LinearMixes(nn.Module):
+    r"""Invertible linear mixes of a flow, which start as identities; see :class:`LinearLU`."""
+
+    position: Tensor
+
+    def __init__(self, steps: int, features: int) -> None:
+        super().__init__()
+        pairs = features * (features - 1) // 2
+        self.lower = nn.Parameter(torch.zeros(steps, pairs))
+        self.upper = nn.Parameter(torch.zeros(steps, pairs))
+        self.log_diagonal = nn.Parameter(torch.zeros(steps, features))
+        row, column = torch.tril_indices(features, features, -1)
+        self.register_buffer("position", row * features + column, persistent=False)
+
+    def forward(self) -> list[LinearLU]:
+        T, D = self.log_diagonal.shape
+        index = self.position.expand(T, -1)
+        lower, upper = (
+            packed.new_zeros(T, D * D).scatter(1, index, packed).unflatten(1, (D, D))
+            for packed in (self.lower, self.upper)
+        )
+
+        return [
+            LinearLU(*parts)
+            for parts in zip(
+                lower.unbind(), upper.mT.unbind(), self.log_diagonal.unbind(), strict=True
+            )
+        ]
+
+    def extra_repr(self) -> str:
+        T, D = self.log_diagonal.shape
+
+        return f"features={D}, steps={T}"

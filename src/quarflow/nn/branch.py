@@ -1,0 +1,242 @@
+r"""The masked network inside a residual step, which carries (value, diagonal)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as fn
+from torch import Tensor, nn
+
+from quarflow.nn.activations import Activation, activation
+from quarflow.nn.linear import BlockTriangularLinear, diagonal_product
+from quarflow.nn.norms import NORMS, spectral_bound
+
+__all__ = ["BoundBranch", "Branch", "units_per_dimension"]
+
+
+def units_per_dimension(width: int, features: int) -> int:
+    """Units per dimension k so that the hidden width k * D is at least ``width``.
+
+    Example:
+        >>> units_per_dimension(128, 10)
+        13
+    """
+    return -(-width // features)
+
+
+@dataclass(frozen=True)
+class BoundBranch:
+    r"""One branch F with its effective weights and context bound: a pure function of x.
+
+    Attributes:
+        weights: Effective weight matrices, the last one already scaled, (D k_out, D k_in).
+        blocks: Their diagonal blocks, (D, k_out, k_in).
+        biases: Shape (D k_out), or (*, D k_out) when a context of shape (*, C) is bound.
+        activation: Gives value and derivative.
+        bound: The certified bound on abs(d), shape (D).
+        reverse: Whether the order is reversed.
+    """
+
+    weights: tuple[Tensor, ...]
+    blocks: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activation: Activation
+    bound: Tensor
+    reverse: bool
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Value F(x) and diagonal d of its Jacobian, both of the shape of x, (*, D)."""
+        h, t = x, None
+        for layer, (weight, block, bias) in enumerate(
+            zip(self.weights, self.blocks, self.biases, strict=True)
+        ):
+            h = fn.linear(h, weight, bias) if bias.dim() == 1 else fn.linear(h, weight) + bias
+            t = block.flatten() if t is None else diagonal_product(t, block)
+            if layer < len(self.weights) - 1:
+                h, slope = self.activation(h)
+                t = slope * t
+        assert t is not None
+
+        return h, t
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Batch shape of the bound context."""
+        return self.biases[0].shape[:-1]
+
+    def flat(self, batch_shape: torch.Size) -> BoundBranch:
+        """The same branch for a batch flattened to (N, D): context repeated where it must be."""
+        if not self.batch_shape:
+            return self
+
+        return replace(
+            self,
+            biases=tuple(
+                b.expand(*batch_shape, b.shape[-1]).reshape(-1, b.shape[-1]) for b in self.biases
+            ),
+        )
+
+    def rows(self, index: Tensor) -> BoundBranch:
+        """The same flat branch for some of its rows."""
+        if not self.batch_shape:
+            return self
+
+        return replace(self, biases=tuple(b[index] for b in self.biases))
+
+
+class Branch(nn.Module):
+    r"""A stack of branches F of equal shape, one per residual step of a flow.
+
+    The output is scaled by :math:`\sigma / (\theta + P)`, the paper's Lipschitz Trick
+    (section 4.2), with P a certified upper bound on the product of the layer norms:
+
+    * ``norm="dimension"``: for each dimension on its own, of the diagonal blocks. It bounds
+      abs(d) by sigma, hence f is increasing in each own variable and a global bijection, and
+      leaves the off-diagonal weights free.
+    * ``norm="operator"``: of the whole masked layers (the paper's section 4.2). Lip(F) < sigma.
+
+    Arguments:
+        features: Number D of dimensions.
+        hidden_features: Widths of the hidden layers, rounded up to a multiple of D.
+        reverse: For each step, whether its order is reversed.
+        context: Number of context variables.
+        activation: One of ``elu``, ``sin``, ``lipswish``, ``tanh``.
+        norm: ``dimension`` or ``operator``.
+        sigma: Strict bound on abs(d), in (0, 1).
+        trick: Whether theta is learned; otherwise it stays at 0.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> branch = Branch(3, (8, 8), reverse=[False, True])
+        >>> F, d = branch.bind()[0](torch.randn(5, 3))
+        >>> F.shape, d.shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: Sequence[int],
+        reverse: Sequence[bool],
+        context: int = 0,
+        activation: str = "sin",
+        norm: str = "dimension",
+        sigma: float = 0.97,
+        trick: bool = True,
+    ) -> None:
+        super().__init__()
+        _check(features, hidden_features, context, norm, sigma)
+
+        self.features, self.norm, self.sigma = features, norm, sigma
+        self.reverse = tuple(reverse)
+        self.activation = activation
+        self._activation = _lookup(activation)
+        units = [1, *(units_per_dimension(h, features) for h in hidden_features), 1]
+        self.layers = nn.ModuleList(
+            BlockTriangularLinear(features, a, b, reverse, context)
+            for a, b in zip(units, units[1:], strict=False)
+        )
+        # softplus(-1) = 0.31: at first, 3/4 of the budget that sigma allows.
+        start = torch.full((len(self.reverse), features), -1.0)
+        self.theta_raw = nn.Parameter(start) if trick else None
+
+    def product(self, weights: Sequence[Tensor]) -> Tensor:
+        r"""P, the certified bound on the product of the layer norms, shape (T, D) or (T, 1)."""
+        if self.norm == "dimension":
+            bounds = [spectral_bound(layer.diagonal) for layer in self._layers()]
+        else:
+            bounds = [spectral_bound(weight)[:, None] for weight in weights]
+        product = bounds[0]
+        for bound in bounds[1:]:
+            product = product * bound
+
+        return product
+
+    @property
+    def theta(self) -> Tensor:
+        """The learnable slack of the Lipschitz Trick, >= 0, shape (T, D)."""
+        if self.theta_raw is None:
+            return self._layers()[0].bias.new_zeros(len(self.reverse), self.features)
+
+        return fn.softplus(self.theta_raw)
+
+    def bind(self, c: Tensor | None = None) -> list[BoundBranch]:
+        r"""Effective weights of all steps, computed once, with the context bound.
+
+        Arguments:
+            c: The context, shape (*, C), or None.
+        """
+        layers = self._layers()
+        weights = [layer.weight() for layer in layers]
+        blocks = [layer.diagonal for layer in layers]
+        biases = [
+            layer.bias
+            if layer.context is None or c is None
+            else _per_step(layer.bias, c.dim()) + torch.stack([c @ w.mT for w in layer.context])
+            for layer in layers
+        ]
+
+        P = self.product(weights)  # (T, D) or (T, 1)
+        theta = self.theta
+        # P = theta = 0 only if the branch vanishes: any finite scale is right there.
+        scale = self.sigma / (theta + P).clamp_min(torch.finfo(P.dtype).tiny ** 0.5)
+        bound = scale * P
+        weights[-1] = weights[-1] * scale[:, :, None]
+        blocks[-1] = blocks[-1] * scale[:, :, None, None]
+        last = biases[-1]
+        biases[-1] = last * _per_step(scale, last.dim() - 1)
+
+        return [
+            BoundBranch(w, d, b, self._activation, limit, reverse)
+            for w, d, b, limit, reverse in zip(
+                zip(*(w.unbind() for w in weights), strict=True),
+                zip(*(d.unbind() for d in blocks), strict=True),
+                zip(*(b.unbind() for b in biases), strict=True),
+                bound.unbind(),
+                self.reverse,
+                strict=True,
+            )
+        ]
+
+    def _layers(self) -> list[BlockTriangularLinear]:
+        return [layer for layer in self.layers if isinstance(layer, BlockTriangularLinear)]
+
+    def extra_repr(self) -> str:
+        """Options, for printing."""
+        return f"activation={self.activation!r}, norm={self.norm!r}, sigma={self.sigma}"
+
+
+def _per_step(x: Tensor, dims: int) -> Tensor:
+    # (T, H) -> (T, 1, ..., 1, H) with so many dimensions after the first.
+    return x.reshape(len(x), *(1,) * (dims - 1), x.shape[-1])
+
+
+def _lookup(name: str) -> Activation:
+    return activation(name)
+
+
+def _check(
+    features: int, hidden_features: Sequence[int], context: int, norm: str, sigma: float
+) -> None:
+    if features < 1:
+        raise ValueError(f"features must be at least 1, not {features}.")
+    if context < 0:
+        raise ValueError(f"context must be at least 0, not {context}.")
+    if not hidden_features or min(hidden_features) < 1:
+        raise ValueError(
+            f"hidden_features must be one or more positive widths, not {tuple(hidden_features)}."
+        )
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {sorted(NORMS)}, not {norm!r}.")
+    if not 0 < sigma <= MAX_SIGMA:
+        raise ValueError(
+            f"sigma must be above 0 and at most {MAX_SIGMA}, so that 1 + d stays above 0 in "
+            f"float32; it is {sigma}."
+        )
+
+
+MAX_SIGMA = 0.9999

@@ -1,0 +1,106 @@
+r"""What every bijection here has in common, on top of ``torch.distributions.Transform``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Size, Tensor
+from torch.distributions import Transform as TorchTransform
+from torch.distributions import constraints
+
+__all__ = ["Inverse", "Transform", "call_and_ladj"]
+
+
+class Transform(TorchTransform):
+    r"""A bijection x -> z of vectors: pure tensors, no parameters of its own.
+
+    Subclasses give ``call_and_ladj`` and ``inverse_and_ladj``; the rest follows. Both take and
+    return shape (*, D), and the ladj has the batch shape (*).
+    """
+
+    domain = constraints.independent(constraints.real, 1)
+    codomain = constraints.independent(constraints.real, 1)
+    bijective = True
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z = f(x) and log abs det of its Jacobian."""
+        raise NotImplementedError
+
+    def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """x = f^-1(z) and log abs det of the Jacobian of the inverse."""
+        raise NotImplementedError
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.inverse_and_ladj(y)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The ladj at x, for users of ``torch.distributions``."""
+        return self.call_and_ladj(x)[1]
+
+    @property
+    def inv(self) -> Inverse:
+        """The inverse bijection z -> x."""
+        return Inverse(self)
+
+    @property
+    def sign(self) -> int:
+        """Triangular maps here are increasing in each own variable."""
+        return 1
+
+    def forward_shape(self, shape: Size) -> Size:
+        """Shapes do not change."""
+        return shape
+
+    def inverse_shape(self, shape: Size) -> Size:
+        """Shapes do not change."""
+        return shape
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class Inverse(Transform):
+    """The inverse of a transform, itself a transform."""
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self._forward = transform
+        self.domain, self.codomain = transform.codomain, transform.domain
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The transform's ``inverse_and_ladj``."""
+        return self._forward.inverse_and_ladj(x)
+
+    def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The transform's ``call_and_ladj``."""
+        return self._forward.call_and_ladj(z)
+
+    @property
+    def inv(self) -> Any:
+        """The transform itself."""
+        return self._forward
+
+    def __repr__(self) -> str:
+        return f"{self._forward!r}.inv"
+
+
+def call_and_ladj(transform: TorchTransform, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``call_and_ladj`` of any torch transform.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import AffineTransform
+        >>> call_and_ladj(AffineTransform(0.0, 2.0, event_dim=1), torch.ones(1))
+        (tensor([2.]), tensor(0.6931))
+    """
+    if isinstance(transform, Transform):
+        return transform.call_and_ladj(x)
+    y = transform(x)
+
+    return y, transform.log_abs_det_jacobian(x, y)

@@ -1,0 +1,120 @@
+r"""The QuAR step: x + F(x) with a triangular Jacobian."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from quarflow.nn.branch import BoundBranch
+from quarflow.solvers import Solution, solve
+from quarflow.transforms.base import Transform
+
+__all__ = ["QuARStep"]
+
+
+class QuARStep(Transform):
+    r"""Quasi-autoregressive residual step :math:`f(x) = x + F(x)`.
+
+    .. math:: \log\det J = \sum_i \log(1 + d_i), \quad d_i = \partial F_i / \partial x_i
+
+    Since :math:`|d_i| \le \sigma < 1` and the Jacobian is triangular, f is increasing in each own
+    variable and hence a global bijection, whatever the off-diagonal weights.
+
+    Reference:
+        | Quasi-Autoregressive Residual (QuAR) Flows (Gopal, 2020), section 4
+        | https://arxiv.org/abs/2009.07419
+
+    Arguments:
+        branch: F with effective weights and context bound.
+        solver: Keyword arguments of :func:`quarflow.solvers.solve`, for the inverse.
+
+    Example:
+        >>> from quarflow.nn import Branch
+        >>> step = QuARStep(Branch(2, (8,), reverse=[False]).bind()[0])
+        >>> x = torch.tensor([0.5, -1.0])
+        >>> bool((step.inv(step(x)) - x).abs().max() < 1e-5)
+        True
+    """
+
+    def __init__(self, branch: BoundBranch, **solver: Any) -> None:
+        super().__init__()
+        self.branch, self.solver = branch, solver
+
+    def call_and_diagonal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x) and the diagonal d of F's Jacobian, both (*, D)."""
+        F, d = self.branch(x)
+
+        return x + F, d
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact, in one pass; log1p of a d below -1 would be NaN, never a wrong number."""
+        z, d = self.call_and_diagonal(x)
+
+        return z, torch.log1p(d).sum(-1).expand(z.shape[:-1])
+
+    def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """By :func:`quarflow.solvers.solve`; gradients by the implicit function theorem."""
+        x = self.solve(z).x.reshape(self._shape(z))
+        if torch.is_grad_enabled():
+            # The residual is zero in value and carries the gradients of weights, context and z.
+            x = _Implicit.apply(x, self.call_and_diagonal(x)[0] - z, self)
+
+        return x, -self.call_and_ladj(x)[1]
+
+    def solve(self, z: Tensor) -> Solution:
+        """The inverse with iterations and residuals, rows flattened to (N, D)."""
+        shape = self._shape(z)
+        y = z.detach().expand(shape).reshape(-1, shape[-1])
+        branch = self.branch.flat(shape[:-1])
+
+        def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            value, d = (branch if len(rows) == len(y) else branch.rows(rows))(x)
+            return x + value, 1 + d
+
+        return solve(f, y, reverse=self.branch.reverse, **self.solver)
+
+    def _shape(self, z: Tensor) -> torch.Size:
+        return torch.broadcast_shapes(z.shape, (*self.branch.batch_shape, z.shape[-1]))
+
+    def __repr__(self) -> str:
+        order = "reversed" if self.branch.reverse else "natural"
+
+        return f"QuARStep(features={len(self.branch.bound)}, order={order})"
+
+
+class _Implicit(torch.autograd.Function):
+    r"""Identity on the root x of r(x) = 0, with :math:`dx = -J^{-1} \, dr` as its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor, step: QuARStep) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.step = step
+
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            z, d = ctx.step.call_and_diagonal(x)
+        slope = (1 + d.detach()).expand_as(x).reshape(-1, x.shape[-1])
+        right = grad.reshape_as(slope)
+        # Gradients can be of any size, tolerances are relative to about 1.
+        size = right.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(right.dtype).tiny)
+        right = right / size
+
+        def transposed(v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            # J^T is triangular the other way round: the same solver, with a linear map.
+            full = torch.zeros_like(slope).index_copy(0, rows, v)
+            (product,) = torch.autograd.grad(z, x, full.reshape_as(x), retain_graph=True)
+            return product.reshape_as(slope)[rows], slope[rows]
+
+        reverse = not ctx.step.branch.reverse
+        v = size * solve(transposed, right, reverse=reverse, start=right / slope).x
+
+        return None, -v.reshape_as(x), None
