@@ -1,0 +1,61 @@
+"""What the table formats have in common: the error, the interface, the wording."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+_DATE = re.compile(r"^\s*(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([T ].*)?$")
+
+
+class TableError(ValueError):
+    """A table that cannot be read or written, said in a plain sentence or two."""
+
+
+class Source(Protocol):
+    """An opened table file: its column names, and its rows in order, a few at a time."""
+
+    path: Path
+    names: list[str]
+    named: bool  # False for a bare array, whose names x0, x1, ... are ours
+
+    def not_numeric(self) -> Mapping[int, str]:
+        """Columns that hold no numbers, by position, each with what is wrong with it."""
+
+    def chunks(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
+        """float64 arrays (n, len(columns)) in file order, NaN where a value is missing.
+
+        About `rows` rows at a time; raises TableError for a value that is no number.
+        """
+
+
+def shorten(text: object, width: int = 40) -> str:
+    """A value from the file, quoted and cut so that it fits in a message."""
+    shown = repr(str(text))
+    return shown if len(shown) <= width else shown[: width - 4] + "...'"
+
+
+def listed(names: Sequence[str], at_most: int = 12) -> str:
+    """Names for a message: 'a', 'b', 'c' (20 in all)."""
+    shown = ", ".join(shorten(name) for name in names[:at_most])
+    return shown if len(names) <= at_most else f"{shown}, ... ({len(names)} in all)"
+
+
+def not_a_number(value: object, row: int) -> str:
+    """Say that a column holds this value, which is no number, and what to do about it."""
+    shown = f"holds {shorten(value)} in row {row:,}"
+    if isinstance(value, str) and _DATE.match(value):
+        return f"{shown}, a date: convert it to a number first, such as days since a start"
+    return f"{shown}, which is not a number"
+
+
+def no_such_column(path: Path, name: str, names: Sequence[str]) -> TableError:
+    """The error for a column that the file lacks, with the nearest name it does have."""
+    close = get_close_matches(name, names, n=1)
+    hint = f"; did you mean {shorten(close[0])}?" if close else "."
+    return TableError(f"{path} has no column {shorten(name)}{hint} It has {listed(names)}.")

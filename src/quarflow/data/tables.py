@@ -1,0 +1,254 @@
+"""Tables of numbers from CSV, Parquet and NumPy files, whole or a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from quarflow.data.array_source import ArraySource
+from quarflow.data.csv_source import CsvSource
+from quarflow.data.parquet_source import ParquetSource
+from quarflow.data.source import Source, TableError, listed, no_such_column
+from quarflow.data.table_writer import TableWriter
+
+__all__ = ["Table", "TableError", "TableWriter", "column_names", "iter_table", "read_table"]
+
+_READERS: dict[str, type[CsvSource] | type[ParquetSource] | type[ArraySource]] = {
+    ".csv": CsvSource,
+    ".tsv": CsvSource,
+    ".parquet": ParquetSource,
+    ".pq": ParquetSource,
+    ".npy": ArraySource,
+    ".npz": ArraySource,
+}
+
+
+@dataclass
+class Table:
+    """Rows of numbers with named columns.
+
+    names: D names; values: float64 (N, D), C-contiguous, finite (but see `iter_table`);
+    dropped: how many rows were left out because a value was missing or infinite.
+    """
+
+    names: list[str]
+    values: np.ndarray
+    dropped: int = 0
+
+
+def read_table(
+    path: str | PathLike[str],
+    columns: Sequence[str] | None = None,
+    *,
+    drop_missing: bool = False,
+) -> Table:
+    """Read a table into memory.
+
+    `columns` selects by name, in the order asked for, and ignores the others; None takes all,
+    which must then all hold numbers. `drop_missing` leaves out rows with a missing or infinite
+    value and counts them. Raises TableError, naming the column and row, for all that is wrong.
+
+    >>> import numpy as np, tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "small.csv")
+    >>> _ = path.write_text("a,b\\n1,2\\n3,\\n5,6\\n")
+    >>> read_table(path, ["b", "a"], drop_missing=True)
+    Table(names=['b', 'a'], values=array([[2., 1.],
+           [6., 5.]]), dropped=1)
+    >>> read_table(path)
+    Traceback (most recent call last):
+    quarflow.data.source.TableError: ...small.csv: column 'b' has a missing value in row 2. ...
+    """
+    source = _open(path)
+    names, index = _select(source, columns)
+    parts: list[np.ndarray] = []
+    missing = _Missing(names)
+    rows = kept = 0
+    for chunk in source.chunks(index, 65536):
+        finite = missing.look(chunk, rows)
+        rows += len(chunk)
+        parts.append(chunk if finite.all() else chunk[finite])
+        kept += len(parts[-1])
+    if not rows:
+        raise TableError(f"{source.path} has no rows.")
+    if missing.counts and not drop_missing:
+        raise missing.error(source.path)
+    if not kept:
+        raise TableError(
+            f"{source.path}: every one of its {rows:,} rows has a missing or infinite value, "
+            "so none is left."
+        )
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return Table(names, np.ascontiguousarray(values), rows - kept)
+
+
+def iter_table(
+    path: str | PathLike[str],
+    columns: Sequence[str],
+    *,
+    chunk_rows: int = 65536,
+    missing: Literal["error", "nan"] = "error",
+) -> Iterator[Table]:
+    """Read a table in bounded memory: tables of `chunk_rows` rows (the last may be shorter).
+
+    The rows come in the order of the file. With missing="nan" a missing or infinite value
+    becomes NaN instead of an error. What is wrong with the file as a whole (no such column,
+    cut off) raises TableError at once, a bad value when its row is reached.
+    (.npz archives are decompressed whole; use .npy or .parquet where memory is short.)
+    """
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows must be at least 1, not {chunk_rows}.")
+    source = _open(path)
+    names, index = _select(source, columns)
+    return _iterate(source, names, index, chunk_rows, missing)
+
+
+def column_names(path: str | PathLike[str]) -> list[str]:
+    """The names of all columns of a file, numeric or not, without reading its rows."""
+    return list(_open(path).names)
+
+
+def _iterate(
+    source: Source, names: list[str], index: list[int], chunk_rows: int, missing: str
+) -> Iterator[Table]:
+    rows = 0
+    for chunk in _rechunk(source.chunks(index, chunk_rows), chunk_rows):
+        if missing == "nan":
+            chunk[~np.isfinite(chunk)] = np.nan
+        else:
+            seen = _Missing(names)
+            if not seen.look(chunk, rows).all():
+                raise seen.error(source.path, counted=False)
+        rows += len(chunk)
+        yield Table(list(names), chunk)
+    if not rows:
+        raise TableError(f"{source.path} has no rows.")
+
+
+def _rechunk(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The same rows in arrays of exactly `rows` rows, but for the last."""
+    waiting: list[np.ndarray] = []
+    count = 0
+    for part in parts:
+        waiting.append(part)
+        count += len(part)
+        if count < rows:
+            continue
+        joined = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+        whole = count - count % rows
+        for start in range(0, whole, rows):
+            yield np.array(joined[start : start + rows])
+        waiting, count = [joined[whole:]], count - whole
+    if count:
+        yield np.concatenate(waiting)
+
+
+def _open(path: str | PathLike[str]) -> Source:
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if path.is_dir():
+        raise TableError(f"{path} is a folder, not a file.")
+    if reader is None:
+        known = ", ".join(_READERS)
+        raise TableError(f"{path}: the kind of table is told by the ending, one of {known}.")
+    if not path.exists():
+        raise TableError(f"There is no file {path}.")
+    try:
+        return reader(path)
+    except OSError as error:
+        raise TableError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _select(source: Source, columns: Sequence[str] | None) -> tuple[list[str], list[int]]:
+    """The names asked for and where they are in the file."""
+    if columns is None:
+        _check_unambiguous(source, source.names)
+        wrong = source.not_numeric()
+        if wrong:
+            first, why = next(iter(wrong.items()))
+            others = [source.names[i] for i in wrong if i != first]
+            also = f" (so do {listed(others)})" if others else ""
+            numeric = [name for i, name in enumerate(source.names) if i not in wrong]
+            example = f", such as --columns {','.join(numeric[:3])}" if numeric else ""
+            raise TableError(
+                f"{source.path}: column {source.names[first]!r} {why}{also}. "
+                f"Name the columns to use with --columns (columns= in Python){example}."
+            )
+        return list(source.names), list(range(len(source.names)))
+    names = [columns] if isinstance(columns, str) else list(columns)
+    if not names:
+        raise TableError("No columns are asked for; name at least one.")
+    for name in names:
+        if names.count(name) > 1:
+            raise TableError(f"Column {name!r} is asked for twice.")
+    if not source.named and not set(names) <= set(source.names):
+        if len(names) == len(source.names):  # a bare array: by position
+            return names, list(range(len(names)))
+        raise TableError(
+            f"{source.path} has no column names and {len(source.names)} columns, where "
+            f"{len(names)} are needed: {listed(names)}."
+        )
+    for name in names:
+        if name not in source.names:
+            raise no_such_column(source.path, name, source.names)
+    _check_unambiguous(source, names)
+    return names, [source.names.index(name) for name in names]
+
+
+def _check_unambiguous(source: Source, names: Sequence[str]) -> None:
+    for name in names:
+        places = [i + 1 for i, other in enumerate(source.names) if other == name]
+        if not name:
+            raise TableError(
+                f"{source.path}: column {places[0]} has no name. If it is a row index that pandas "
+                "wrote, leave it out with --columns (columns= in Python)."
+            )
+        if len(places) > 1:
+            raise TableError(
+                f"{source.path}: the name {name!r} is given to columns "
+                f"{' and '.join(map(str, places))}; rename one."
+            )
+
+
+class _Missing:
+    """Counts the values that are missing or infinite, column by column."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.counts: dict[int, int] = {}
+        self.first: dict[int, tuple[int, float]] = {}  # row (from 1) and value
+
+    def look(self, chunk: np.ndarray, start: int) -> np.ndarray:
+        """Which rows (n,) are complete."""
+        bad = ~np.isfinite(chunk)
+        for j in np.flatnonzero(bad.any(axis=0)).tolist():
+            row = int(np.argmax(bad[:, j]))
+            self.counts[j] = self.counts.get(j, 0) + int(bad[:, j].sum())
+            self.first.setdefault(j, (start + row + 1, float(chunk[row, j])))
+        return ~bad.any(axis=1)
+
+    def error(self, path: Path, *, counted: bool = True) -> TableError:
+        told = []
+        for j in sorted(self.counts)[:3]:
+            row, value = self.first[j]
+            what = "infinite" if np.isinf(value) else "missing"
+            if not counted or self.counts[j] == 1:
+                article = "an" if what == "infinite" else "a"
+                told.append(f"column {self.names[j]!r} has {article} {what} value in row {row:,}")
+            else:
+                either = "missing or infinite" if what == "infinite" else what
+                told.append(
+                    f"column {self.names[j]!r} has {self.counts[j]:,} {either} values, "
+                    f"the first in row {row:,}"
+                )
+        more = len(self.counts) - len(told)
+        if more:
+            told.append(f"{more} more column{'s' if more > 1 else ''} too")
+        return TableError(
+            f"{path}: {'; '.join(told)}. "
+            "Leave such rows out with --drop-missing (drop_missing=True in Python)."
+        )
