@@ -1,0 +1,196 @@
+"""What learns: the flow, its objective under Accelerate, Adam, and the averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quarflow.training.rows import Rows, mix, seeded
+from quarflow.training.settings import TrainingSettings
+from quarflow.training.state import (
+    adam_tensors,
+    assign,
+    average_of,
+    copied,
+    fill_adam,
+    make_adam,
+    module_tensors,
+)
+
+__all__ = ["Learner", "NegativeLogLikelihood"]
+
+
+class NegativeLogLikelihood(nn.Module):
+    """Mean nats of a batch as a module's forward, which is what DDP and autocast wrap."""
+
+    def __init__(self, flow: nn.Module) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Map x (n, features) and c (n, context) or None to a scalar."""
+        return -self.flow(c).log_prob(x).mean()
+
+
+class Learner:
+    """The tensors of a run and what is done to them, step by step.
+
+    Arguments:
+        flow: Module with `flow(c).log_prob(x)`; moved to the accelerator's device.
+        settings: Clipping, Adam, precision, seed.
+        accelerator: An `accelerate.Accelerator`.
+        decay: Gives the decay of the average at the present step.
+        first: Gives a first batch for `flow.initialize(x, c)`; None to leave the flow as it is.
+
+    Attributes:
+        total, steps: Sum and count of the losses since the last `forget`.
+        best: Averaged weights to keep; empty until `note_best`.
+        good: Everything, as it was at the last `note_good`.
+    """
+
+    def __init__(
+        self,
+        flow: nn.Module,
+        settings: TrainingSettings,
+        accelerator: Any,
+        decay: Callable[[], float],
+        first: Callable[[], tuple[Tensor, Tensor | None]] | None,
+    ) -> None:
+        self.flow, self.settings, self.accelerator = flow, settings, accelerator
+        self.device: torch.device = accelerator.device
+        flow.to(self.device).train()
+        initialize: Any = getattr(flow, "initialize", None)
+        if first is not None and initialize is not None:
+            self.seed("initialize", 0)
+            with torch.no_grad():
+                initialize(*self.moved(first()))
+        objective: Any = NegativeLogLikelihood(flow)
+        if settings.compile:
+            objective = torch.compile(objective)
+        adam = make_adam(flow, settings)
+        self.objective, self.optimizer = accelerator.prepare(objective, adam)
+        fill_adam(self.optimizer)
+        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.averaged = average_of(flow, decay)
+        self.total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.steps = 0
+        self.best: dict[str, Tensor] = {}
+        self.good = copied(self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give live references to all tensors that change from step to step."""
+        return {
+            **module_tensors(self.flow, "weights/"),
+            **module_tensors(self.averaged.module, "ema/"),
+            **adam_tensors(self.flow, self.optimizer),
+        }
+
+    def moved(self, batch: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """Bring a batch to the training device."""
+        x, c = batch
+        x = x.to(self.device, non_blocking=True)
+        return x, None if c is None else c.to(self.device, non_blocking=True)
+
+    def seed(self, kind: str, number: int) -> None:
+        """Seed the global generators, for flows which draw random numbers themselves."""
+        seed = mix(self.settings.seed, kind, number)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def step(self, number: int, batch: tuple[Tensor, Tensor | None], rate: float) -> None:
+        """Take one step of Adam and of the average."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        x, c = self.moved(batch)
+        self.seed("step", number)
+        self.steps += 1
+        loss = self.objective(x, c)
+        self.accelerator.backward(loss)
+        limit = math.inf if self.settings.clip is None else self.settings.clip
+        norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.averaged.update_parameters(self.flow)
+        self.total += loss.detach() + 0.0 * norm  # the norm only to notice inf and nan
+
+    def healthy(self) -> bool:
+        """Tell whether all losses and gradients since the last `forget` were finite."""
+        if self.accelerator.num_processes > 1:
+            self.total = self.accelerator.reduce(self.total, "mean")
+        return math.isfinite(float(self.total))
+
+    def mean(self) -> float | None:
+        """Give the mean loss since the last `forget`, None without a step."""
+        return float(self.total) / self.steps if self.steps else None
+
+    def forget(self) -> None:
+        """Start the mean loss anew."""
+        self.total.zero_()
+        self.steps = 0
+
+    @torch.no_grad()
+    def validate(self, rows: Rows, size: int) -> tuple[float, int]:
+        """Score the average: give the mean nats, and how many rows have none that is finite."""
+        home = torch.device(getattr(rows, "device", "cpu"))
+        flow = self.averaged.module
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for number, start in enumerate(range(0, len(rows), size)):
+            if number % self.accelerator.num_processes != self.accelerator.process_index:
+                continue
+            index = torch.arange(start, min(start + size, len(rows)), device=home)
+            # the same noise at each evaluation, so that they can be compared
+            noise = seeded(self.settings.seed, "validation", number, device=home)
+            x, c = self.moved(rows.batch(index, noise))
+            self.seed("evaluation", number)
+            nats = -flow(c).log_prob(x).double()
+            sums += torch.stack([nats.sum(), (~torch.isfinite(nats)).sum()])
+        if self.accelerator.num_processes > 1:
+            sums = self.accelerator.reduce(sums, "sum")
+        total, bad = sums.tolist()
+        return total / len(rows), int(bad)
+
+    def note_good(self) -> None:
+        """Remember everything, to go back to."""
+        assign(self.good, self.tensors())
+
+    def go_back(self) -> None:
+        """Restore what `note_good` remembered."""
+        assign(self.tensors(), self.good)
+        self.forget()
+
+    def note_best(self) -> None:
+        """Remember the averaged weights."""
+        self.best = copied(module_tensors(self.averaged.module, ""))
+
+    def go_to_best(self) -> None:
+        """Put the best weights into flow and average; Adam keeps its scales, not its direction."""
+        self.keep_best()
+        assign(module_tensors(self.averaged.module, ""), self.best)
+        for state in self.optimizer.state.values():
+            state["exp_avg"].zero_()
+
+    def keep_best(self) -> None:
+        """Put the best averaged weights, if there are any yet, into the flow."""
+        if self.best:
+            assign(module_tensors(self.flow, ""), self.best)
+
+    def load(self, found: dict[str, Tensor]) -> None:
+        """Restore everything from the tensors of a checkpoint."""
+        live = self.tensors()
+        assign(live, found)
+        assign(self.good, {name: found.get(f"good/{name}", found[name]) for name in live})
+        for name, tensor in found.items():
+            if name.startswith("best/"):
+                self.best[name.removeprefix("best/")] = tensor.to(self.device)
+
+    def saved(self, with_good: bool) -> dict[str, Tensor]:
+        """Give the tensors of a checkpoint."""
+        tensors = self.tensors() | {f"best/{name}": t for name, t in self.best.items()}
+        if with_good:
+            tensors |= {f"good/{name}": t for name, t in self.good.items()}
+        return tensors

@@ -1,0 +1,128 @@
+"""Rows, and which of them each step takes: every choice follows from (seed, kind, number)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quarflow.training.settings import TrainingSettings
+
+__all__ = ["Plan", "Rows", "Sampler", "fingerprint", "mix", "seeded"]
+
+
+class Rows(Protocol):
+    """Indexable training data that adds its own noise.
+
+    An optional attribute `device` says where `index` and `generator` should live (default: the
+    CPU); the batch is moved to the training device in any case.
+    """
+
+    def __len__(self) -> int:
+        """Give the number of rows."""
+        ...
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Give (x, c) of the rows `index`, shapes (n, features) and (n, context) or None."""
+        ...
+
+
+def mix(seed: int, kind: str, *numbers: int) -> int:
+    """Hash to 63 bits, so that neighbouring seeds and steps give unrelated streams.
+
+    Example:
+        >>> mix(0, "noise", 1) != mix(1, "noise", 0)
+        True
+    """
+    text = "/".join([str(seed), kind, *map(str, numbers)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def seeded(
+    seed: int, kind: str, *numbers: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """Give a generator that depends on nothing but the arguments."""
+    return torch.Generator(device=device).manual_seed(mix(seed, kind, *numbers))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How training rows are cut into steps, epochs and evaluations.
+
+    A last batch that is not full is dropped, unless it is the only one.
+
+    Example:
+        >>> Plan.of(1000, TrainingSettings(batch_size=64, max_epochs=10))
+        Plan(batch_size=64, steps_per_epoch=15, total_steps=150, evaluate_every=30)
+    """
+
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    evaluate_every: int
+
+    @classmethod
+    def of(cls, rows: int, settings: TrainingSettings) -> Plan:
+        """Derive the plan from the number of training rows."""
+        batch_size = min(settings.batch_size, rows)
+        per_epoch = rows // batch_size
+        every = settings.evaluate_every
+        if every is None:
+            if per_epoch > 1000:
+                parts = -(-per_epoch // 1000)
+                every = -(-per_epoch // parts)
+            else:
+                every = per_epoch * -(-20 // per_epoch)
+        total = per_epoch * settings.max_epochs
+        return cls(batch_size, per_epoch, total, min(every, total))
+
+
+class Sampler:
+    """The batches of training steps; a process takes its share of each."""
+
+    def __init__(self, rows: Rows, plan: Plan, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.rows, self.plan, self.seed, self.rank, self.world = rows, plan, seed, rank, world
+        self.device = torch.device(getattr(rows, "device", "cpu"))
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def indices(self, step: int) -> Tensor:
+        """Give the rows of this process's share of a step, shape (n,)."""
+        epoch, i = divmod(step, self.plan.steps_per_epoch)
+        if epoch != self._epoch:  # of the whole epoch, on the CPU: the same on every device
+            generator = seeded(self.seed, "order", epoch)
+            self._order = torch.randperm(len(self.rows), generator=generator).to(self.device)
+            self._epoch = epoch
+        size = self.plan.batch_size
+        index = self._order[i * size : (i + 1) * size]
+        if self.world == 1:
+            return index
+        even = len(index) // self.world * self.world  # equal shares: the mean of means is right
+        return index[self.rank : even : self.world]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Give (x, c) of this process's share of a step."""
+        noise = seeded(self.seed, "noise", step, self.rank, device=self.device)
+        return self.rows.batch(self.indices(step), noise)
+
+    def first(self, least: int = 1024) -> tuple[Tensor, Tensor | None]:
+        """Give the (x, c) for data-dependent initialisation, the same in every process."""
+        index = torch.randperm(len(self.rows), generator=seeded(self.seed, "first"))
+        index = index[: max(least, self.plan.batch_size)].to(self.device)
+        return self.rows.batch(index, seeded(self.seed, "first noise", device=self.device))
+
+
+def fingerprint(rows: Rows) -> list[float]:
+    """Summarise rows in a few numbers, to notice that a checkpoint belongs to other data."""
+    device = torch.device(getattr(rows, "device", "cpu"))
+    index = torch.linspace(0, len(rows) - 1, min(len(rows), 1024)).round().long().to(device)
+    x, c = rows.batch(index, seeded(0, "fingerprint", device=device))
+    numbers = [float(len(rows))]
+    for part in (x, c):
+        if part is not None:
+            wide = part.double()
+            numbers += [float(part.shape[-1]), wide.mean().item(), wide.abs().mean().item()]
+    return numbers

@@ -1,0 +1,88 @@
+"""The learning rate over a run, and what to do when the validation stops improving."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from quarflow.training.settings import TrainingSettings
+
+__all__ = ["Plateau", "cosine", "ema_decay", "progress", "warmup"]
+
+
+def warmup(step: int, steps: int) -> float:
+    """Rise linearly from 1 / steps at step 0 to 1.
+
+    Example:
+        >>> [warmup(step, 4) for step in (0, 1, 3, 9)]
+        [0.25, 0.5, 1.0, 1.0]
+    """
+    return min(1.0, (step + 1) / steps) if steps else 1.0
+
+
+def cosine(done: float) -> float:
+    """Fall from 1 to 0 along half a cosine while `done` goes from 0 to 1.
+
+    Example:
+        >>> [round(cosine(done), 3) for done in (0, 0.5, 1, 2)]
+        [1.0, 0.5, 0.0, 0.0]
+    """
+    return 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+
+
+def progress(step: int, total_steps: int, seconds: float, minutes: float | None) -> float:
+    """Give the used fraction of whichever budget is used most: steps or time.
+
+    Example:
+        >>> progress(10, 100, 30.0, 1.0)
+        0.5
+    """
+    done = step / total_steps
+    return max(done, seconds / (60 * minutes)) if minutes else done
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """Average over the last tenth of the steps at first, so that the start is soon forgotten.
+
+    Example:
+        >>> ema_decay(0, 0.999), ema_decay(10**6, 0.999)
+        (0.1, 0.999)
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+class Plateau:
+    """Counts evaluations without improvement, and says when to cut the rate or stop.
+
+    Example:
+        >>> plateau = Plateau(TrainingSettings(patience=2, cuts=1))
+        >>> [plateau.update(nats) for nats in (5.0, 4.0, 4.1, 4.2, 4.1, 4.1)]
+        ['go on', 'go on', 'go on', 'cut', 'go on', 'stop']
+        >>> plateau.factor
+        0.3
+    """
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.settings = settings
+        self.reference: float | None = None  # nats that the next evaluations have to beat
+        self.stale = 0
+        self.cuts = 0
+
+    @property
+    def factor(self) -> float:
+        """What the cuts so far multiply the learning rate by."""
+        return self.settings.cut_factor**self.cuts
+
+    def update(self, nats: float) -> Literal["go on", "cut", "stop"]:
+        """Take the next evaluation into account."""
+        if self.reference is None or nats < self.reference - self.settings.min_improvement:
+            self.reference, self.stale = nats, 0
+            return "go on"
+        self.stale += 1
+        if not self.settings.patience or self.stale < self.settings.patience:
+            return "go on"
+        if self.cuts >= self.settings.cuts:
+            return "stop"
+        self.cuts += 1
+        self.stale = 0
+        return "cut"

@@ -1,0 +1,120 @@
+"""The whole state of a run: numbers in one dataclass, tensors in one flat dict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from quarflow.training.settings import TrainingSettings
+
+__all__ = [
+    "Counters",
+    "adam_tensors",
+    "assign",
+    "average_of",
+    "copied",
+    "fill_adam",
+    "make_adam",
+    "module_tensors",
+]
+
+
+@dataclass
+class Counters:
+    """The numbers of a run, as they go into a checkpoint."""
+
+    step: int = 0
+    good_step: int = 0  # of the last good state
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    reference: float | None = None  # of Plateau
+    stale: int = 0  # of Plateau
+    cuts: int = 0  # of Plateau
+    rate_factor: float = 1.0  # halved at each recovery
+    train_total: float = 0.0  # sum of the losses since the last evaluation
+    train_steps: int = 0
+    learning_rate: float = 0.0
+    evaluation_seconds: float = 0.0
+    stopped: str | None = None
+    recoveries: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def module_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Give live references to parameters and persistent buffers, shared ones once."""
+    kept = module.state_dict().keys()
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {f"{prefix}{name}": tensor.detach() for name, tensor in named if name in kept}
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy to own memory."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def assign(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    """Copy values into the tensors of `target`, in place."""
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def average_of(flow: nn.Module, decay: Callable[[], float]) -> AveragedModel:
+    """Give a frozen copy of the flow, whose `update_parameters` asks for the decay of the step."""
+
+    @torch.no_grad()
+    def lerp(average: Any, current: Any, _: Any) -> None:
+        # a plain float: the count that torch hands over may be a tensor on CUDA, slow to look at
+        torch._foreach_lerp_(average, current, 1.0 - decay())
+
+    averaged = AveragedModel(flow, multi_avg_fn=lerp)
+    averaged.requires_grad_(False)
+    return averaged
+
+
+def make_adam(flow: nn.Module, settings: TrainingSettings) -> torch.optim.Adam:
+    """Give Adam, fused where it can be, with decoupled weight decay on matrices only."""
+    parameters = [p for p in flow.parameters() if p.requires_grad]
+    decay = [p for p in parameters if p.ndim >= 2]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        decoupled_weight_decay=True,
+        fused=fused or None,
+    )
+
+
+def fill_adam(optimizer: Any) -> None:
+    """Make Adam's state now and not at the first step, so that it can be copied at any time."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            # where Adam itself keeps its count: with the parameter when fused, else on the CPU
+            where = p.device if group["fused"] else torch.device("cpu")
+            optimizer.state[p] = {
+                "step": torch.zeros((), dtype=torch.float32, device=where),
+                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+            }
+
+
+def adam_tensors(flow: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """Give live references to Adam's state, by parameter name."""
+    state = optimizer.state
+    return {
+        f"optimiser/{key}/{name}": value
+        for name, p in flow.named_parameters()
+        if p in state
+        for key, value in state[p].items()
+    }
