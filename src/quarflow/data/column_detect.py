@@ -1,0 +1,174 @@
+"""What a column is like: on a lattice, with ties, with heavy tails. Plain NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SORTED_ROWS = 200_000  # rows looked at for ties: sorting more tells nothing new
+TAIL_ROWS = 20_000  # rows that decide whether tails are tamed
+ATOM_SHARE, ATOM_ROWS = 0.005, 5  # a value repeated this often is no accident of rounding
+FLOOR = 1e-3  # ties are spread over at least this part of the column's spread
+OFF_LATTICE = 0.02  # how far from the lattice a value may lie, in steps
+GAIN = 0.02  # nats that taming must bring to be worth it
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Where a column repeats its values.
+
+    step: width of the noise that fills the gaps; grid, origin: the lattice origin + k grid that
+    all values lie on (grid None: no lattice); atoms: single values repeated often.
+    """
+
+    step: float
+    grid: float | None
+    origin: float
+    atoms: tuple[float, ...]
+
+
+def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
+    """Ties in a column (N,) that matter to a density; None for a continuous one.
+
+    A column of whole numbers always counts. Another counts if it lies on a lattice and has
+    fewer distinct values than half its rows, or has fewer than a fifth, or if one value makes
+    up 0.5 % of the rows. `forced`: the user says so.
+    """
+    sample = subsample(x, SORTED_ROWS)
+    values, counts = _distinct(sample)
+    rows = len(sample)
+    atom = counts >= max(ATOM_ROWS, ATOM_SHARE * rows)
+    crowding = len(values) / rows
+    whole = bool(np.all(x == np.round(x))) and float(np.abs(x).max()) <= 2.0**53
+    if not (forced or whole or atom.any() or crowding < 0.5):
+        return None
+    # between atoms the column may be continuous: how spread out is that part?
+    rest = np.repeat(values[~atom], counts[~atom])
+    wide = float(sample.std())
+    quartiles = np.percentile(rest, [25, 75]) if len(rest) else np.zeros(2)
+    middle = 10 * float(quartiles[1] - quartiles[0])  # keeps one outlier from setting the floor
+    floor = FLOOR * (min(wide, middle) if middle > 0 else wide)
+    often = np.argsort(-counts, kind="stable")[: min(int(atom.sum()), 64)]
+    atoms = tuple(float(value) for value in np.sort(values[often]))
+    lattice = _whole_lattice(values) if whole else _lattice(values)
+    if lattice is not None and len(sample) < len(x) and not _on_lattice(x, *lattice):
+        lattice = None
+    if lattice is not None:
+        origin, grid = lattice
+        if atoms and grid < floor:  # so fine that it is nearly continuous, but for the atoms
+            return Ties(floor, grid, origin, atoms)
+        if forced or whole or atoms or crowding < 0.5:
+            return Ties(grid, grid, origin, ())
+        return None
+    if not (forced or atoms or crowding < 0.2):
+        return None
+    gaps = np.diff(values)
+    step = floor
+    if gaps.min() >= floor:
+        step = float(gaps.min())  # few values, far apart
+    elif len(rest) == 0 or (~atom).sum() / len(rest) < 0.2:
+        step = max(floor, float(np.median(gaps)))  # tied throughout: the usual gap
+    return Ties(step, None, 0.0, atoms)
+
+
+def find_tails(v: np.ndarray) -> tuple[float, float] | None:
+    """(center, spread) where asinh((v - center) / spread) is nearer to a Gaussian than v is.
+
+    Compared by the likelihood of the best Gaussian, Jacobian included, over a small grid.
+    None where that gains less than 0.02 nats (and somewhat more on few rows).
+    """
+    v = subsample(v, TAIL_ROWS)
+    few = v[:: max(1, len(v) // 4000)]
+    deviation = float(few.std())
+    if not deviation > 0:
+        return None
+    low, quarter, three, high = np.percentile(few, [10, 25, 75, 90])
+    widths = [w for w in (three - quarter, high - low) if w > 0] or [1e-2 * deviation]
+    smallest = max(min(widths) / 30, 1e-6 * deviation)
+    spreads = np.geomspace(smallest, max(3 * deviation, 2 * smallest), 12)
+    centers = np.unique(np.percentile(few, [0, 2, 10, 25, 50, 75, 90, 98, 100]))
+    best = max((_asinh_fit(few, c, s), c, s) for c in centers for s in spreads)
+    ratio = float(spreads[1] / spreads[0])
+    finer = [best[2] * ratio**power for power in (-2 / 3, -1 / 3, 0, 1 / 3, 2 / 3)]
+    gain, center, spread = max((_asinh_fit(v, best[1], s), best[1], s) for s in finer)
+    gain += float(np.log(v.std()))  # against the Gaussian of v itself
+    return (float(center), float(spread)) if gain > GAIN + 5 / len(v) else None
+
+
+def subsample(x: np.ndarray, rows: int) -> np.ndarray:
+    """At most `rows` of the entries, the same ones every time."""
+    if len(x) <= rows:
+        return x
+    return x[np.random.default_rng(0).choice(len(x), rows, replace=False)]
+
+
+def _asinh_fit(v: np.ndarray, center: float, spread: float) -> float:
+    """Mean log-likelihood under the transformed Gaussian, up to the constant it shares."""
+    t = (v - center) / spread
+    y = np.arcsinh(t)
+    deviation = float(y.std())
+    if not deviation > 0:
+        return -np.inf
+    return -float(np.log(deviation)) - float(np.log(np.hypot(1.0, t)).mean()) - np.log(spread)
+
+
+def _distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values and their counts; values that differ by float rounding count as one."""
+    values, counts = np.unique(x, return_counts=True)
+    rounding = 16 * np.finfo(np.float64).eps * float(np.abs(values).max())
+    first = np.flatnonzero(np.diff(values, prepend=-np.inf) > rounding)
+    return values[first], np.add.reduceat(counts, first)
+
+
+def _whole_lattice(values: np.ndarray) -> tuple[float, float] | None:
+    if len(values) < 2:
+        return None
+    step = float(np.gcd.reduce(np.diff(values).astype(np.int64)))
+    return float(values[0] % step), step
+
+
+def _lattice(values: np.ndarray) -> tuple[float, float] | None:
+    """(origin, step) of the coarsest lattice that the sorted distinct values lie on."""
+    if len(values) < 2:
+        return None
+    gaps = np.diff(values)
+    smallest = float(gaps.min())
+    if (values[-1] - values[0]) / smallest > 1e12:
+        return None
+    for parts in range(1, 13):  # the smallest gap seen may be a few steps
+        step = smallest / parts
+        near = gaps[gaps < 20 * step]
+        if np.abs(near / step - np.round(near / step)).max(initial=0) > 0.25:
+            continue
+        for reach in (3.0, 30.0, 1e3, 1e5, np.inf):  # longer gaps tell the step more exactly
+            near = gaps[gaps <= max(reach, parts + 0.5) * step]
+            step = float(near.sum() / np.round(near / step).sum())
+        found = _tidy(values, *_line(values, gaps, step))
+        if _on_lattice(values, *found):
+            return found
+    return None
+
+
+def _line(values: np.ndarray, gaps: np.ndarray, step: float) -> tuple[float, float]:
+    """Least squares of value = origin + step k."""
+    k = np.concatenate([[0.0], np.cumsum(np.round(gaps / step))])
+    k -= k.mean()
+    slope = float((k * (values - values.mean())).sum() / (k * k).sum())
+    origin = float(values[0]) % slope
+    return origin, slope
+
+
+def _tidy(values: np.ndarray, origin: float, step: float) -> tuple[float, float]:
+    """The lattice in round numbers (0.01 for 0.00999999998), where those serve as well."""
+    for digits in range(1, 8):
+        rounder = float(f"{step:.{digits}g}")
+        if _on_lattice(values, 0.0, rounder, 1e-6):
+            return 0.0, rounder
+    residual = values - origin - step * np.round((values - origin) / step)
+    return origin + float(np.median(residual)), step
+
+
+def _on_lattice(x: np.ndarray, origin: float, step: float, within: float = OFF_LATTICE) -> bool:
+    k = (x - origin) / step
+    return bool(np.abs(k - np.round(k)).max() <= within)
