@@ -10,6 +10,7 @@ SORTED_ROWS = 200_000  # rows looked at for ties: sorting more tells nothing new
 TAIL_ROWS = 20_000  # rows that decide whether tails are tamed
 ATOM_SHARE, ATOM_ROWS = 0.005, 5  # a value repeated this often is no accident of rounding
 FLOOR = 1e-3  # ties are spread over at least this part of the column's spread
+COMMON = 0.98  # a lattice that holds this part of the rows is the column's own
 OFF_LATTICE = 0.02  # how far from the lattice a value may lie, in steps
 GAIN = 0.02  # nats that taming must bring to be worth it
 
@@ -47,13 +48,19 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
     rest = np.repeat(values[~atom], counts[~atom])
     wide = float(sample.std())
     quartiles = np.percentile(rest, [25, 75]) if len(rest) else np.zeros(2)
-    middle = 10 * float(quartiles[1] - quartiles[0])  # keeps one outlier from setting the floor
+    middle = float(quartiles[1] - quartiles[0])  # keeps long tails from setting the floor
     floor = FLOOR * (min(wide, middle) if middle > 0 else wide)
     often = np.argsort(-counts, kind="stable")[: min(int(atom.sum()), 64)]
     atoms = tuple(float(value) for value in np.sort(values[often]))
-    lattice = _whole_lattice(values) if whole else _lattice(values)
+    find = _whole_lattice if whole else _lattice
+    lattice = find(values)
     if lattice is not None and len(sample) < len(x) and not _on_lattice(x, *lattice):
         lattice = None
+    common = _common(values, counts) if crowding < 0.2 else values
+    if 5 <= len(common) < len(values):  # hundredths throughout, but for some odd value
+        coarse = find(common)
+        if coarse is not None and (lattice is None or coarse[1] > 1.5 * lattice[1]):
+            lattice = coarse
     if lattice is not None:
         origin, grid = lattice
         if atoms and grid < floor:  # so fine that it is nearly continuous, but for the atoms
@@ -119,6 +126,13 @@ def _distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rounding = 16 * np.finfo(np.float64).eps * float(np.abs(values).max())
     first = np.flatnonzero(np.diff(values, prepend=-np.inf) > rounding)
     return values[first], np.add.reduceat(counts, first)
+
+
+def _common(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The most frequent values, which make up nearly all rows."""
+    order = np.argsort(-counts, kind="stable")
+    enough = np.searchsorted(np.cumsum(counts[order]), COMMON * counts.sum()) + 1
+    return np.sort(values[order[:enough]])
 
 
 def _whole_lattice(values: np.ndarray) -> tuple[float, float] | None:

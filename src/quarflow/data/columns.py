@@ -88,8 +88,10 @@ class Column(BaseModel):
         elif self.upper is not None:
             told.append(f"lies below {self.upper:.6g} (logarithm)")
         if self.spread is not None:
+            sign = "-" if self.center >= 0 else "+"
             told.append(
-                f"has long tails, tamed by asinh((v - {self.center:.6g}) / {self.spread:.6g})"
+                "is skewed or has long tails, tamed by "
+                f"asinh((v {sign} {abs(self.center):.6g}) / {self.spread:.6g})"
             )
         return f"{self.name}: {'; '.join(told)}." if told else None
 
@@ -233,8 +235,8 @@ class Columns:
             return x
         low = [math.nextafter(a, math.inf) if a > -math.inf else a for a, _ in limits]
         high = [math.nextafter(b, -math.inf) if b < math.inf else b for _, b in limits]
-        as_x = {"dtype": torch.float64, "device": x.device}
-        return x.clamp(torch.tensor(low, **as_x), torch.tensor(high, **as_x))
+        edges = torch.tensor([low, high], dtype=torch.float64, device=x.device)
+        return x.clamp(edges[0], edges[1])
 
 
 def _closed(column: Column) -> tuple[float, float]:
