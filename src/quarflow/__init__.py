@@ -1,5 +1,33 @@
 """Exact-likelihood density estimation with quasi-autoregressive residual (QuAR) flows."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from quarflow._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from quarflow.estimator import QuARDensity
+    from quarflow.flows import Flow, QuAR
+    from quarflow.solvers import InversionError
+
+__all__ = ["Flow", "InversionError", "QuAR", "QuARDensity", "__version__"]
+
+# Where each name lives; it is imported when first asked for, so that importing quarflow is light.
+_HOMES = {
+    "Flow": "quarflow.flows",
+    "InversionError": "quarflow.solvers",
+    "QuAR": "quarflow.flows",
+    "QuARDensity": "quarflow.estimator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'quarflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

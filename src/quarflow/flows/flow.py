@@ -103,6 +103,10 @@ class Flow(nn.Module, ABC):
 
         return FlowDistribution(Composed(self.transforms(c)), self.base(shape), shape)
 
+    def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
+        """Data-dependent initialisation, done once; returns whether anything was done."""
+        return False
+
     def _check_context(self, c: Tensor | None) -> None:
         if c is None and self.context:
             raise ValueError(

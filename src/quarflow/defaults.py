@@ -1,0 +1,60 @@
+r"""Choices made from the data: how wide, how many steps, how long to train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Defaults", "choose_defaults"]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What :func:`choose_defaults` chooses.
+
+    Attributes:
+        transforms: Residual steps.
+        hidden_features: Widths of the hidden layers.
+        batch_size: Rows per update.
+        learning_rate: The highest rate of the schedule.
+        max_epochs: Passes over the data at most.
+        patience: Evaluations without improvement before the rate is cut.
+        ema: Decay of the averaged weights.
+        weight_decay: Decoupled weight decay.
+    """
+
+    transforms: int
+    hidden_features: tuple[int, ...]
+    batch_size: int
+    learning_rate: float
+    max_epochs: int
+    patience: int
+    ema: float
+    weight_decay: float
+
+
+def choose_defaults(rows: int, features: int, context: int = 0) -> Defaults:
+    """Defaults for a table of so many training rows, features and context variables.
+
+    Example:
+        >>> choose_defaults(15_000, 10).hidden_features
+        (128, 128)
+    """
+    small, tiny = rows < 4000, rows < 1000
+    width = 64 if small else 128 if rows < 200_000 else 192
+    # From 64 features on, at least 2 units per dimension, so that each has a nonlinear diagonal.
+    width = max(width, 2 * features)
+    batch = min(max(2 ** max((rows // 40).bit_length() - 1, 0), 16), 256 if rows < 100_000 else 512)
+    # Few rows are soon learnt by heart; many deserve several thousand updates and more.
+    updates = 1500 if tiny else 3000 if small else 6000 if rows < 100_000 else 12_000
+    epochs = max(1, round(updates * batch / rows))
+
+    return Defaults(
+        transforms=4 if tiny else 6 if small else 8,
+        hidden_features=(width, width),
+        batch_size=batch,
+        learning_rate=2e-3 if small else 3e-3,
+        max_epochs=epochs,
+        patience=10,
+        ema=0.99 if small else 0.998,
+        weight_decay=0.01 if small else 0.0,
+    )

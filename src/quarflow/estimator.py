@@ -1,0 +1,525 @@
+r"""The scikit-learn estimator: a table in, an exact density out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from quarflow.data.columns import Columns
+from quarflow.defaults import choose_defaults
+from quarflow.flows import FlowDistribution, QuAR
+from quarflow.flows.data_units import DataUnits
+from quarflow.frames import check_finite, check_numeric
+from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
+
+__all__ = ["QuARDensity"]
+
+CHUNK = 8192  # rows scored at once: large enough for full speed, small enough for the cache
+LEAST_ROWS = 4
+
+
+class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
+    r"""Exact density of a table by a QuAR flow, in the shape of scikit-learn's KernelDensity.
+
+    Log-densities are natural logarithms in the data's own units: preprocessing is part of the
+    density. What is ``"auto"`` is chosen from the data and recorded in ``settings_``.
+
+    Parameters
+    ----------
+    transforms, hidden_features
+        Number of residual steps, and widths of their hidden layers.
+    norm, order, activation, sigma, mix, base
+        See :class:`quarflow.QuAR`.
+    bounds
+        ``{column: (lower, upper)}``, None for an open side; columns are named, or x0, x1, ...
+    discrete
+        Columns that get noise of the width of a step while training: ``"auto"`` detects
+        integer-valued and heavily tied ones, ``"none"``, or a list of columns.
+    tails
+        ``"auto"`` tames heavy-tailed columns by an asinh before the flow, ``"none"`` does not.
+    batch_size, learning_rate, max_epochs, patience, ema, clip, weight_decay
+        Of the training; see :class:`quarflow.training.TrainingSettings`.
+    minutes
+        Time budget for training; None for none.
+    validation_fraction
+        Share of the rows that is held out to stop on.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    random_state
+        Seed, RandomState or None: of initialisation, split, order and noise.
+    verbose
+        Whether to show progress.
+    checkpoint, resume
+        Folder for checkpoints while fitting, and whether to go on from the one found there.
+
+    Attributes
+    ----------
+    flow_ : QuAR
+        The flow over standardised columns.
+    columns_, context_columns_ : Columns
+        The fitted preprocessing.
+    settings_ : dict
+        Every choice that was made.
+    history_ : list of dict
+        Per evaluation: epoch, step, seconds, train_nats, valid_nats, learning_rate.
+    metrics_ : dict
+        Rows, steps, seconds, validation nats, why training stopped, parameters.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(500, 2)) @ np.array([[1.0, 0.8], [0.0, 0.6]])
+    >>> density = QuARDensity(max_epochs=5, random_state=0).fit(X)
+    >>> density.score_samples(X[:3]).shape
+    (3,)
+    >>> density.sample(4, random_state=0).shape
+    (4, 2)
+    """
+
+    def __init__(
+        self,
+        *,
+        transforms: int | Literal["auto"] = "auto",
+        hidden_features: Sequence[int] | Literal["auto"] = "auto",
+        norm: str = "dimension",
+        order: str = "alternate",
+        activation: str = "sin",
+        sigma: float = 0.97,
+        mix: str = "none",
+        base: str = "normal",
+        bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
+        discrete: str | Sequence[str] = "auto",
+        tails: str = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+        learning_rate: float | Literal["auto"] = "auto",
+        max_epochs: int | Literal["auto"] = "auto",
+        minutes: float | None = None,
+        patience: int | Literal["auto"] = "auto",
+        validation_fraction: float = 0.1,
+        ema: float | Literal["auto"] = "auto",
+        clip: float | None = 5.0,
+        weight_decay: float | Literal["auto"] = "auto",
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: bool = False,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.transforms = transforms
+        self.hidden_features = hidden_features
+        self.norm = norm
+        self.order = order
+        self.activation = activation
+        self.sigma = sigma
+        self.mix = mix
+        self.base = base
+        self.bounds = bounds
+        self.discrete = discrete
+        self.tails = tails
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.max_epochs = max_epochs
+        self.minutes = minutes
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.ema = ema
+        self.clip = clip
+        self.weight_decay = weight_decay
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+        self.checkpoint = checkpoint
+        self.resume = resume
+
+    # Fitting
+
+    def fit(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> QuARDensity:
+        """Fit the density to a table.
+
+        Parameters
+        ----------
+        X
+            Rows to model, shape (n, D): an array or a pandas or polars frame.
+        y
+            Ignored.
+        context
+            Conditioning variables of the same rows, shape (n, C), or None.
+
+        Raises
+        ------
+        ValueError
+            For data that cannot be fitted or an argument out of its range; it names the
+            column, the row or the argument.
+        """
+        from quarflow.training import TrainingProgress, train
+
+        rows = self._check_rows(X, reset=True)
+        self._context_names = None
+        given = None if context is None else self._check_context(context, len(rows), reset=True)
+        if len(rows) < LEAST_ROWS:
+            raise ValueError(
+                f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
+                f"{'is' if len(rows) == 1 else 'are'} {len(rows)} sample{'s' * (len(rows) > 1)}."
+            )
+        if not 0 < self.validation_fraction <= 0.5:
+            raise ValueError(
+                "validation_fraction must be above 0 and at most 0.5, not "
+                f"{self.validation_fraction}."
+            )
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+
+        columns = Columns.fit(
+            rows, self._names(), bounds=self.bounds, discrete=self._discrete(), tails=self.tails
+        )
+        context_columns = (
+            None
+            if given is None
+            else Columns.fit(given, self._context_names, discrete="none", tails=self.tails)
+        )
+
+        valid_rows = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
+        order = np.random.default_rng(seed).permutation(len(rows))
+        valid, kept = order[:valid_rows], order[valid_rows:]
+        flow, settings = self._build(len(kept), rows.shape[1], given, seed)
+        model = _data_units(flow, columns, context_columns)
+
+        result = None
+        progress = TrainingProgress(verbose=bool(self.verbose))
+        with progress:
+            result = train(
+                model,
+                _TableRows(rows, given, columns, kept),
+                _TableRows(rows, given, columns, valid),
+                settings,
+                device=self.device,
+                checkpoint=self.checkpoint,
+                resume=self.resume,
+                on_event=progress,
+            )
+        self.flow_ = flow.cpu().eval()
+        self.columns_, self.context_columns_ = columns, context_columns
+        self.history_ = result.history
+        self.settings_ = self._settings(flow, settings, seed, result)
+        self.metrics_ = {
+            "rows": len(rows),
+            "train_rows": len(kept),
+            "valid_rows": len(valid),
+            "columns": rows.shape[1],
+            "context": 0 if given is None else given.shape[1],
+            "parameters": sum(p.numel() for p in flow.parameters()),
+            "steps": result.steps,
+            "epochs": result.epochs,
+            "seconds": result.seconds,
+            "valid_nats": result.best,
+            "stopped": result.stopped,
+            "interrupted": result.interrupted,
+            "recoveries": result.recoveries,
+        }
+
+        return self
+
+    def _build(
+        self, rows: int, features: int, context: NDArray[np.float64] | None, seed: int
+    ) -> tuple[QuAR, Any]:
+        from quarflow.training import TrainingSettings
+
+        width = 0 if context is None else context.shape[1]
+        auto = choose_defaults(rows, features, width)
+
+        def pick(name: str) -> Any:
+            value = getattr(self, name)
+            return getattr(auto, name) if isinstance(value, str) and value == "auto" else value
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            flow = QuAR(
+                features,
+                width,
+                transforms=pick("transforms"),
+                hidden_features=tuple(pick("hidden_features")),
+                norm=self.norm,  # type: ignore[arg-type]
+                order=self.order,  # type: ignore[arg-type]
+                activation=self.activation,
+                sigma=self.sigma,
+                mix=self.mix,  # type: ignore[arg-type]
+                base=self.base,  # type: ignore[arg-type]
+            )
+        settings = TrainingSettings(
+            batch_size=pick("batch_size"),
+            learning_rate=pick("learning_rate"),
+            # A time budget without a number of epochs is the only limit.
+            max_epochs=10**6 if self.minutes and self.max_epochs == "auto" else pick("max_epochs"),
+            minutes=self.minutes,
+            patience=pick("patience"),
+            ema=pick("ema"),
+            clip=self.clip,
+            weight_decay=pick("weight_decay"),
+            seed=seed,
+        )
+
+        return flow, settings
+
+    def _settings(self, flow: QuAR, settings: Any, seed: int, result: Any) -> dict[str, Any]:
+        from dataclasses import asdict
+
+        chosen = {**flow.arguments, **asdict(settings), "seed": seed}
+        chosen.update(
+            validation_fraction=self.validation_fraction,
+            discrete=self.discrete if isinstance(self.discrete, str) else list(self.discrete),
+            tails=self.tails,
+            bounds={k: list(v) for k, v in (self.bounds or {}).items()},
+            steps_per_epoch=result.steps_per_epoch,
+            evaluate_every=result.evaluate_every,
+            device=result.device,
+        )
+
+        return chosen
+
+    # Using
+
+    def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Log-density of each row, in nats and the data's own units.
+
+        Computed in float64, so that it is the same to many digits in whatever batches the rows
+        come. Rows outside the bounds of a column have minus infinity.
+
+        Parameters
+        ----------
+        X
+            Rows, shape (n, D).
+        context
+            Context of the rows, shape (n, C), or one row of it for all.
+        """
+        return self._chunks(X, context, lambda p, x: p.log_prob(x))
+
+    def score(
+        self, X: ArrayLike, y: object = None, context: ArrayLike | None = None
+    ) -> float:
+        """Total log-likelihood of the rows, as in KernelDensity; divide by n for the mean."""
+        return float(self.score_samples(X, context).sum())
+
+    def transform(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
+        """The noise that rows are mapped to, shape (n, D); it follows the base distribution."""
+        return self._chunks(X, context, lambda p, x: p.transform(x))
+
+    def inverse_transform(
+        self, Z: ArrayLike, context: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """The rows that noise is mapped to; the inverse of :meth:`transform`.
+
+        Raises
+        ------
+        InversionError
+            If a row did not converge.
+        """
+        check_is_fitted(self)
+        Z = np.asarray(Z, dtype=np.float64)
+        if Z.ndim != 2 or Z.shape[1] != self.n_features_in_:
+            raise ValueError(f"Z must have shape (n, {self.n_features_in_}), not {Z.shape}.")
+
+        return self._chunks(Z, context, lambda p, z: p.transform.inv(z), checked=True)
+
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, context: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """New rows, shape (n_samples, D); discrete columns are put back on their lattice.
+
+        Parameters
+        ----------
+        n_samples
+            How many.
+        random_state
+            Seed, RandomState or None.
+        context
+            One context (C) for all the samples, or one for each, (n_samples, C).
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, not {n_samples}.")
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        generator = torch.Generator().manual_seed(seed)
+        base = self._exact().flow.base()
+        z = base.sample((n_samples,), generator=generator).numpy()
+        x = self._chunks(z, context, lambda p, z: p.transform.inv(z), checked=True)
+
+        return self.columns_.snap(torch.from_numpy(x)).numpy()
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as a folder, atomically; see :mod:`quarflow.store`."""
+        check_is_fitted(self)
+        config = ModelConfig(
+            flow=FlowConfig(name="QuAR", arguments=QuARArguments(**self.flow_.arguments)),
+            columns=list(self.columns_.columns),
+            context_columns=(
+                None if self.context_columns_ is None else list(self.context_columns_.columns)
+            ),
+            named=hasattr(self, "feature_names_in_"),
+            parameters=self._parameters(),
+            settings=self.settings_,
+        )
+        save_model(path, config, self.flow_, self.metrics_, self.history_)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> QuARDensity:
+        """Read a model that was saved; nothing in it is executed.
+
+        Raises
+        ------
+        ValueError
+            If the folder does not hold a whole, valid model.
+        """
+        model = load_model(path)
+        known = cls().get_params()
+        self = cls(**{k: v for k, v in model.config.parameters.items() if k in known})
+        self.flow_ = model.flow  # type: ignore[assignment]
+        self.columns_ = Columns(tuple(model.config.columns))
+        context = model.config.context_columns
+        self.context_columns_ = None if context is None else Columns(tuple(context))
+        self._context_names = None if context is None else [c.name for c in context]
+        self.settings_, self.metrics_ = model.config.settings, model.metrics
+        self.history_ = model.log
+        self.n_features_in_ = len(self.columns_.columns)
+        if model.config.named:
+            self.feature_names_in_ = np.array(self.columns_.names, dtype=object)
+
+        return self
+
+    def _parameters(self) -> dict[str, Any]:
+        left_out = {"checkpoint", "resume", "verbose", "device"}
+        kept = {k: v for k, v in self.get_params().items() if k not in left_out}
+        if not isinstance(kept["random_state"], int | None):
+            kept["random_state"] = self.settings_["seed"]
+
+        return kept
+
+    # Checking and chunking
+
+    def _chunks(
+        self, X: Any, context: Any, compute: Any, checked: bool = False
+    ) -> NDArray[np.float64]:
+        """Rows through the density in chunks; weights are bound once when there is no context."""
+        check_is_fitted(self)
+        rows = X if checked else self._check_rows(X, reset=False)
+        given = self._given_context(context, len(rows))
+        model = self._exact()
+        found = []
+        with torch.inference_mode():
+            bound = None if given is not None else model()
+            for start in range(0, len(rows), CHUNK):
+                part = slice(start, start + CHUNK)
+                p: FlowDistribution = bound or model(torch.from_numpy(given[part]))
+                found.append(compute(p, torch.from_numpy(rows[part])))
+
+        return torch.cat(found).numpy()
+
+    def _exact(self) -> DataUnits:
+        """The model in float64."""
+        from copy import deepcopy
+
+        flow = deepcopy(self.flow_).double().eval()
+
+        return _data_units(flow, self.columns_, self.context_columns_)
+
+    def _check_rows(self, X: Any, reset: bool) -> NDArray[np.float64]:
+        check_numeric(X, "X")
+        rows = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=np.float64,
+            order="C",
+            ensure_all_finite=False,
+            ensure_min_samples=1,
+        )
+        check_finite(rows, self._names())
+
+        return rows
+
+    def _check_context(self, context: Any, rows: int, reset: bool) -> NDArray[np.float64]:
+        check_numeric(context, "context")
+        given = np.array(context, dtype=np.float64, order="C", ndmin=2)
+        if given.ndim != 2 or (len(given) != rows):
+            raise ValueError(
+                f"context must have one row for each of the {rows} rows of X, not shape "
+                f"{given.shape}."
+            )
+        if reset:
+            names = getattr(context, "columns", None)
+            self._context_names = (
+                [f"c{i}" for i in range(given.shape[1])]
+                if names is None
+                else [str(name) for name in names]
+            )
+        check_finite(given, self._context_names or [], what="context column")
+
+        return given
+
+    def _given_context(self, context: Any, rows: int) -> NDArray[np.float64] | None:
+        if self.context_columns_ is None:
+            if context is not None:
+                raise ValueError("This density was fitted without context; leave context out.")
+            return None
+        wanted = self.context_columns_.names
+        if context is None:
+            raise ValueError(f"This density needs context: columns {', '.join(wanted)}.")
+        one = np.ndim(context) == 1 or (np.ndim(context) == 2 and len(context) == 1)
+        given = self._check_context(context, 1 if one else rows, reset=False)
+        if given.shape[1] != len(wanted):
+            raise ValueError(
+                f"context must have the {len(wanted)} columns {', '.join(wanted)}, not "
+                f"{given.shape[1]}."
+            )
+
+        return np.ascontiguousarray(np.broadcast_to(given, (rows, given.shape[1])))
+
+    def _names(self) -> list[str]:
+        named = getattr(self, "feature_names_in_", None)
+
+        return [f"x{i}" for i in range(self.n_features_in_)] if named is None else list(named)
+
+    def _discrete(self) -> Any:
+        return self.discrete
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "flow_")
+
+
+class _TableRows:
+    """Rows of a table in data units, with noise on the discrete columns."""
+
+    def __init__(
+        self,
+        rows: NDArray[np.float64],
+        context: NDArray[np.float64] | None,
+        columns: Columns,
+        index: NDArray[np.int64],
+    ) -> None:
+        self.x = torch.from_numpy(rows[index])
+        self.c = None if context is None else torch.from_numpy(context[index])
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Rows in data units, float64."""
+        x = self.columns.dequantise(self.x[index], generator)
+
+        return x, None if self.c is None else self.c[index]
+
+
+def _data_units(flow: QuAR, columns: Columns, context: Columns | None) -> DataUnits:
+    return DataUnits(
+        flow, columns.transform(), None if context is None else context.transform()
+    )

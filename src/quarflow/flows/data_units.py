@@ -1,0 +1,74 @@
+r"""A flow over standardised columns, as a density in the data's own units."""
+
+from __future__ import annotations
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Transform as TorchTransform
+
+from quarflow.flows.flow import Flow, FlowDistribution
+from quarflow.transforms import Composed, Transform, call_and_ladj
+
+__all__ = ["DataUnits"]
+
+
+class _Preprocessed(Transform):
+    """A fixed transform of the columns, which computes in float64, before a chain of steps."""
+
+    def __init__(self, columns: TorchTransform, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.columns, self.dtype = columns, dtype
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        u, ladj = call_and_ladj(self.columns, x)
+
+        return u.to(self.dtype), ladj
+
+    def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.double()
+        x = self.columns.inv(z)
+
+        return x, -call_and_ladj(self.columns, x)[1]
+
+    def __repr__(self) -> str:
+        return f"Preprocessed({self.columns!r})"
+
+
+class DataUnits(nn.Module):
+    r"""Puts the preprocessing of columns in front of a flow, with its exact log-det.
+
+    Called like a flow: ``model(c).log_prob(x)`` with x and c in the data's own units, float64.
+
+    Arguments:
+        flow: A flow over standardised variables.
+        columns: Data units to standardised variables, a float64 transform.
+        context_columns: The same for the context, None without context.
+    """
+
+    def __init__(
+        self, flow: Flow, columns: TorchTransform, context_columns: TorchTransform | None = None
+    ) -> None:
+        super().__init__()
+        self.flow, self.columns, self.context_columns = flow, columns, context_columns
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the flow's parameters."""
+        return next(self.flow.parameters()).dtype
+
+    def forward(self, c: Tensor | None = None) -> FlowDistribution:
+        """The distribution of x, in data units, given c, in data units."""
+        if c is not None and self.context_columns is not None:
+            c = self.context_columns(c).to(self.dtype)
+        inner = self.flow(c)
+        transform = Composed([_Preprocessed(self.columns, self.dtype), inner.transform])
+        shape = Size() if c is None else c.shape[:-1]
+
+        return FlowDistribution(transform, inner.base, shape)
+
+    def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
+        """Data-dependent initialisation of the flow, from data in data units."""
+        if c is not None and self.context_columns is not None:
+            c = self.context_columns(c).to(self.dtype)
+
+        return self.flow.initialize(self.columns(x).to(self.dtype), c)

@@ -1,0 +1,316 @@
+r"""A model on disk: a folder of JSON and safetensors that loads without running any code.
+
+``config.json`` holds what the model is, ``weights.safetensors`` its parameters,
+``metrics.json`` how well it did, ``training.jsonl`` one line per evaluation while training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quarflow._version import __version__
+from quarflow.data.columns import Column
+from quarflow.flows import Flow, QuAR
+
+__all__ = [
+    "CONFIG",
+    "VERSION",
+    "Model",
+    "ModelConfig",
+    "StoreError",
+    "is_model",
+    "load_model",
+    "save_model",
+]
+
+VERSION = 1
+CONFIG, WEIGHTS, METRICS, LOG = "config.json", "weights.safetensors", "metrics.json", "training.jsonl"
+
+Width = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class StoreError(ValueError):
+    """A folder does not hold a model that can be loaded; the message says why."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class QuARArguments(_Strict):
+    """Arguments of :class:`quarflow.QuAR`, as they may come from a file."""
+
+    features: Width
+    context: Annotated[int, Field(ge=0, le=65_536)]
+    transforms: Annotated[int, Field(ge=1, le=1024)]
+    hidden_features: Annotated[list[Width], Field(min_length=1, max_length=32)]
+    norm: Literal["dimension", "operator"]
+    order: Literal["alternate", "fixed"]
+    activation: Literal["elu", "lipswish", "sin", "tanh"]
+    sigma: Annotated[float, Field(gt=0, lt=1)]
+    mix: Literal["none", "lu"]
+    base: Literal["normal", "student-t"]
+    trick: bool
+
+    def least_numbers(self) -> int:
+        """A lower bound on how many numbers the weights hold, without building the flow."""
+        widths = [self.features, *self.hidden_features, self.features]
+        pairs = zip(widths, widths[1:], strict=False)
+
+        return self.transforms * sum(a * b for a, b in pairs) // 2
+
+
+class FlowConfig(_Strict):
+    """Which flow, with which arguments."""
+
+    name: Literal["QuAR"]
+    arguments: QuARArguments
+
+
+class ModelConfig(_Strict):
+    """All of a model but its weights.
+
+    Attributes:
+        version: Of this format; a loader refuses what it does not know.
+        quarflow: Version of the library that wrote the model.
+        flow: The flow over standardised columns.
+        columns, context_columns: Fitted preprocessing.
+        named: Whether the columns were given by name.
+        parameters: Arguments of the estimator.
+        settings: Every choice made when fitting.
+    """
+
+    format: Literal["quarflow model"] = "quarflow model"
+    version: Literal[1] = VERSION
+    quarflow: str = __version__
+    flow: FlowConfig
+    columns: list[Column]
+    context_columns: list[Column] | None = None
+    named: bool = False
+    parameters: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+
+
+class Model(_Strict):
+    """What :func:`load_model` gives: configuration, the flow, metrics and training log."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+
+    config: ModelConfig
+    flow: Flow
+    metrics: dict[str, Any]
+    log: list[dict[str, Any]]
+
+
+def is_model(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a finished model (its configuration is there)."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    flow: Flow,
+    metrics: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write a model; the folder appears, or is replaced, as a whole.
+
+    Raises:
+        StoreError: if the weights are not finite, or the folder holds something else.
+    """
+    folder = Path(folder)
+    weights = {k: v.detach().cpu().contiguous() for k, v in flow.state_dict().items()}
+    _check_finite(weights, "The weights to save")
+    if folder.exists() and not _may_replace(folder):
+        raise StoreError(f"{folder} exists and is not a model; choose another place.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        os.chmod(new, 0o777 & ~_umask())
+        save_file(weights, new / WEIGHTS)
+        (new / METRICS).write_text(_dump(dict(metrics)))
+        (new / LOG).write_text("".join(json.dumps(_plain(line)) + "\n" for line in log))
+        (new / CONFIG).write_text(_dump(config.model_dump(mode="json")))
+        _swap(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def load_model(folder: str | os.PathLike[str]) -> Model:
+    """Read a model back, checking everything and executing nothing.
+
+    Raises:
+        StoreError: if a file is missing or damaged, the version is unknown, or the weights do
+            not fit the configuration.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise StoreError(f"There is no model at {folder}: no such folder.")
+    config = _read_config(folder)
+    names = [c.name for c in config.columns]
+    context = [c.name for c in config.context_columns or []]
+    arguments = config.flow.arguments
+    if (arguments.features, arguments.context) != (len(names), len(context)):
+        raise StoreError(
+            f"{folder / CONFIG} is inconsistent: a flow of {arguments.features} features and "
+            f"{arguments.context} context variables, but {len(names)} and {len(context)} columns."
+        )
+    if len(set(names + context)) < len(names + context):
+        raise StoreError(f"{folder / CONFIG} is inconsistent: two columns share a name.")
+
+    weights = _read_weights(folder / WEIGHTS, arguments.least_numbers())
+    try:
+        flow = QuAR(**arguments.model_dump())
+    except ValueError as error:
+        raise StoreError(f"{folder / CONFIG} describes no valid flow: {error}") from None
+    _check_fit(weights, flow.state_dict(), folder / WEIGHTS)
+    flow.load_state_dict(weights)
+    metrics = _read_json(folder / METRICS)
+    if not isinstance(metrics, dict):
+        raise StoreError(f"{folder / METRICS} is damaged: it should hold a JSON object.")
+
+    return Model(config=config, flow=flow.eval(), metrics=metrics, log=_read_log(folder / LOG))
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    path = folder / CONFIG
+    data = _read_json(path)
+    if not isinstance(data, dict) or data.get("format") != "quarflow model":
+        raise StoreError(f"{path} is not the configuration of a quarflow model.")
+    if data.get("version") != VERSION:
+        raise StoreError(
+            f"{path} has format version {data.get('version')!r}, and this quarflow "
+            f"({__version__}) reads version {VERSION}; use the quarflow that wrote it "
+            f"({data.get('quarflow')!r})."
+        )
+    try:
+        return ModelConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreError(f"{path} is damaged at {where!r}: {first['msg']}.") from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path.parent} holds no complete model: {path.name} is missing.") from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged, it is not valid JSON: {error}.") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError, OSError) as error:
+        raise StoreError(f"{path} is damaged: {error}.") from None
+    if not all(isinstance(line, dict) for line in lines):
+        raise StoreError(f"{path} is damaged: each line should hold a JSON object.")
+
+    return lines
+
+
+def _read_weights(path: Path, least: int) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise StoreError(f"{path.parent} holds no complete model: {path.name} is missing.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            size = sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())
+            if size < least:
+                raise StoreError(
+                    f"{path} does not fit the configuration: it holds {size:,} numbers, and the "
+                    f"flow needs at least {least:,}."
+                )
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path} is damaged: {error}.") from None
+    _check_finite(weights, str(path))
+
+    return weights
+
+
+def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise StoreError(f"{where}: {name!r} is not finite (NaN or infinity).")
+
+
+def _check_fit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    for name in wanted:
+        if name not in weights:
+            raise StoreError(f"{path} does not fit the configuration: {name!r} is missing.")
+    for name, tensor in weights.items():
+        if name not in wanted:
+            raise StoreError(f"{path} does not fit the configuration: {name!r} is unknown.")
+        if tensor.shape != wanted[name].shape:
+            raise StoreError(
+                f"{path} does not fit the configuration: {name!r} has shape "
+                f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}."
+            )
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise StoreError(f"{path}: {name!r} has the wrong type, {tensor.dtype}.")
+
+
+def _may_replace(folder: Path) -> bool:
+    # A model, or the folder of a run that has only a checkpoint so far, or an empty one.
+    return folder.is_dir() and (
+        is_model(folder) or {p.name for p in folder.iterdir()} <= {"checkpoint"}
+    )
+
+
+def _swap(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    old = folder.with_name(f"{new.name}.old")
+    os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+
+    return mask
+
+
+def _dump(data: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars and tuples as JSON knows them; infinities and NaN as null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and value - value != 0:
+        return None
+
+    return value
