@@ -73,12 +73,14 @@ class ArraySource:
         except TableError:
             raise
         except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            if "bject" in str(error):
+            with path.open("rb") as file:
+                numpys = file.read(6) == b"\x93NUMPY"
+            if numpys and "bject" in str(error):
                 raise TableError(
                     f"{path} holds Python objects, which are not read because unpickling them "
                     "can run code; save a plain array of numbers."
                 ) from None
-            if path.read_bytes()[:6] == b"\x93NUMPY":
+            if numpys:
                 raise TableError(f"{path} is cut off; write or copy it again.") from None
             raise TableError(f"{path} is damaged or not a NumPy file.") from None
 

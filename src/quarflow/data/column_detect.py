@@ -79,11 +79,12 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
     return Ties(step, None, 0.0, atoms)
 
 
-def find_tails(v: np.ndarray) -> tuple[float, float] | None:
+def find_tails(v: np.ndarray, finest: float = 0.0) -> tuple[float, float] | None:
     """(center, spread) where asinh((v - center) / spread) is nearer to a Gaussian than v is.
 
     Compared by the likelihood of the best Gaussian, Jacobian included, over a small grid.
-    None where that gains less than 0.02 nats (and somewhat more on few rows).
+    None where that gains less than 0.02 nats (and somewhat more on few rows). `finest`: the
+    width of the noise in v, below which there is no detail for a spread to show.
     """
     v = subsample(v, TAIL_ROWS)
     few = v[:: max(1, len(v) // 4000)]
@@ -92,12 +93,13 @@ def find_tails(v: np.ndarray) -> tuple[float, float] | None:
         return None
     low, quarter, three, high = np.percentile(few, [10, 25, 75, 90])
     widths = [w for w in (three - quarter, high - low) if w > 0] or [1e-2 * deviation]
-    smallest = max(min(widths) / 30, 1e-6 * deviation)
+    smallest = max(min(widths) / 30, 1e-6 * deviation, finest)
     spreads = np.geomspace(smallest, max(3 * deviation, 2 * smallest), 12)
     centers = np.unique(np.percentile(few, [0, 2, 10, 25, 50, 75, 90, 98, 100]))
     best = max((_asinh_fit(few, c, s), c, s) for c in centers for s in spreads)
     ratio = float(spreads[1] / spreads[0])
     finer = [best[2] * ratio**power for power in (-2 / 3, -1 / 3, 0, 1 / 3, 2 / 3)]
+    finer = [max(spread, finest) for spread in finer]
     gain, center, spread = max((_asinh_fit(v, best[1], s), best[1], s) for s in finer)
     gain += float(np.log(v.std()))  # against the Gaussian of v itself
     return (float(center), float(spread)) if gain > GAIN + 5 / len(v) else None
@@ -179,10 +181,21 @@ def _tidy(values: np.ndarray, origin: float, step: float) -> tuple[float, float]
         rounder = float(f"{step:.{digits}g}")
         if _on_lattice(values, 0.0, rounder, 1e-6):
             return 0.0, rounder
-    residual = values - origin - step * np.round((values - origin) / step)
-    return origin + float(np.median(residual)), step
+    exact = _off(values, origin, step)
+    for digits in range(1, 8):  # shifted, as by centring
+        rounder = float(f"{step:.{digits}g}")
+        shift = values[0] + (values - values[0] + rounder / 2) % rounder - rounder / 2
+        shifted = float(np.median(shift)) % rounder
+        if _off(values, shifted, rounder) <= 1.2 * exact + 1e-9:
+            return shifted, rounder
+    return origin, step
 
 
 def _on_lattice(x: np.ndarray, origin: float, step: float, within: float = OFF_LATTICE) -> bool:
+    return _off(x, origin, step) <= within
+
+
+def _off(x: np.ndarray, origin: float, step: float) -> float:
+    """The largest distance from the lattice, in steps."""
     k = (x - origin) / step
-    return bool(np.abs(k - np.round(k)).max() <= within)
+    return float(np.abs(k - np.round(k)).max())

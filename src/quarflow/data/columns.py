@@ -27,7 +27,8 @@ class Column(BaseModel):
     """The fitted preprocessing of one column.
 
     step: training adds step * (u - 1/2) to each value; None: continuous.
-    grid, origin: all values are origin + k * grid, and samples are rounded to that.
+    grid, origin: the values (98 % of the rows at least) are origin + k * grid, and samples are
+    rounded to that.
     atoms: values repeated often; samples within step / 2 of one become it.
     lower, upper: bounds, modelled by log or logit; half a step wider where there is a step.
     center, spread: heavy tails are tamed by asinh((v - center) / spread); spread None: not.
@@ -289,7 +290,10 @@ def _settle(x: np.ndarray, column: Column, tails: str, seed: int) -> Column:
     values = torch.from_numpy(np.ascontiguousarray(x))[:, None]
     values = Columns((column,)).dequantise(values, torch.Generator().manual_seed(seed))
     v = ColumnTransform([column])(values)
-    found = find_tails(v[:, 0].numpy()) if tails == "auto" else None
+    # with bounds v is on another scale, where the width of the noise varies
+    bounded = column.lower is not None or column.upper is not None
+    finest = 0.0 if bounded or column.step is None else column.step
+    found = find_tails(v[:, 0].numpy(), finest) if tails == "auto" else None
     if found is not None:
         column = column.model_copy(update={"center": found[0], "spread": found[1]})
         v = ColumnTransform([column])(values)
@@ -336,7 +340,7 @@ def _check(
                 )
     limits: dict[str, tuple[float | None, float | None]] = {}
     for name, pair in bounds.items():
-        if isinstance(pair, str) or len(pair) != 2:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(
                 f"The bounds of {name!r} must be a pair (lower, upper), not {pair!r}."
             )
