@@ -111,7 +111,9 @@ def read(
                     f"The checkpoint {path} has version {version!r}, this quarflow reads version "
                     f"{VERSION}: resume with the quarflow that wrote it, {AGAIN}."
                 )
-            counters = TypeAdapter(Counters).validate_python(head["counters"], strict=True)
+            # from JSON text: there strict types still let an object stand for a dataclass
+            text = json.dumps(head["counters"])
+            counters = TypeAdapter(Counters).validate_json(text, strict=True)
             _same_settings(path, head["settings"], settings)
             _same_data(path, head["data"], data)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -138,7 +138,6 @@ class _Run:
             self.flow,
             self.settings,
             self.accelerator,
-            decay=lambda: ema_decay(counters.step, self.settings.ema),
             first=None if resuming else self.sampler.first,
         )
         resumed_at = self.take_up() if resuming else None
@@ -221,7 +220,8 @@ class _Run:
         settings, counters = self.settings, self.counters
         rate = settings.learning_rate * warmup(counters.step, settings.warmup_steps)
         rate *= cosine(self.progress()) * self.plateau.factor * counters.rate_factor
-        self.learner.step(counters.step, self.sampler.batch(counters.step), rate)
+        decay = ema_decay(counters.step, settings.ema)
+        self.learner.step(counters.step, self.sampler.batch(counters.step), rate, decay)
         counters.step += 1
         counters.learning_rate = rate
         counters.seconds = time.perf_counter() - self.started
@@ -340,7 +340,8 @@ class _Run:
 
     def save_is_due(self) -> bool:
         """Tell whether it is time; writing shall not take more than a twentieth of it."""
-        wait = max(self.settings.checkpoint_seconds, 20 * self.write_seconds)
+        wish = self.settings.checkpoint_seconds
+        wait = max(wish, 20 * self.write_seconds) if wish else 0.0
         return time.perf_counter() - self.last_write >= wait
 
     def save(self) -> None:
@@ -364,7 +365,6 @@ class _Run:
         learner, plateau = self.learner, self.plateau
         found, counters = read(self.folder, learner.tensors(), self.settings, self.data)
         learner.load(found)
-        learner.averaged.n_averaged.fill_(counters.step)
         learner.total.fill_(counters.train_total)
         learner.steps = counters.train_steps
         plateau.reference, plateau.stale = counters.reference, counters.stale

@@ -37,7 +37,8 @@ class TrainingSettings:
             but never more than 1,000 steps and (in whole epochs) never fewer than 20 apart.
         precision: `"bf16"` runs the training steps (not the evaluations) under autocast.
         compile: Pass the loss through `torch.compile`.
-        checkpoint_seconds: Shortest time between two checkpoints.
+        checkpoint_seconds: Shortest time between two checkpoints, more if writing one is slow;
+            0 writes at each evaluation.
 
     Raises:
         ValueError: If a value is out of range.
