@@ -1,0 +1,139 @@
+"""The fitted estimator as the report sees it: plain float64 arrays in, plain arrays out."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from quarflow.report.calibration import normal_scores
+
+
+class ReportError(ValueError):
+    """A report that cannot be written as asked."""
+
+
+class Model:
+    """Wraps a fitted `QuARDensity`: names, context and frames are settled here, once."""
+
+    def __init__(self, estimator: Any) -> None:
+        if getattr(estimator, "columns_", None) is None:
+            raise ReportError("The estimator is not fitted; call fit before writing a report.")
+        self.estimator = estimator
+        self.columns = estimator.columns_
+        self.names: list[str] = list(self.columns.names)
+        self.steps: list[float | None] = [column.step for column in self.columns.columns]
+        self.context_columns = getattr(estimator, "context_columns_", None)
+        self.conditional = self.context_columns is not None
+
+    # -- what comes in
+
+    def rows(self, X: Any, columns: Any, what: str) -> np.ndarray:
+        """Return `X` as float64 (N, D) in the model's column order; frames go by name."""
+        if hasattr(X, "columns"):
+            missing = [name for name in columns.names if name not in list(X.columns)]
+            if missing:
+                raise ReportError(f"{what} has no column {missing[0]!r}, which the model needs.")
+            X = X[list(columns.names)].to_numpy()
+        values = np.asarray(X, dtype=np.float64)
+        wide = len(columns.names)
+        if values.ndim != 2 or values.shape[1] != wide:
+            raise ReportError(f"{what} must have shape (N, {wide}), not {values.shape}.")
+        if len(values) == 0:
+            raise ReportError(f"{what} has no rows.")
+        if not np.isfinite(values).all():
+            row, column = (int(at) for at in np.argwhere(~np.isfinite(values))[0])
+            raise ReportError(
+                f"{what}: column {columns.names[column]!r} is missing or infinite "
+                f"in row {row + 1}. Leave such rows out."
+            )
+        return values
+
+    def framed(self, values: np.ndarray) -> Any:
+        """Return rows the way the estimator was fitted: as a frame if it knows names."""
+        if not hasattr(self.estimator, "feature_names_in_"):
+            return values
+        import polars as pl
+
+        return pl.DataFrame({name: values[:, i] for i, name in enumerate(self.names)})
+
+    # -- what comes out
+
+    def log_prob(self, values: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """Return log-densities (N,) in the data's own units."""
+        return np.asarray(self.estimator.score_samples(self.framed(values), context=context))
+
+    def sample(self, count: int, seed: int, context: np.ndarray | None) -> np.ndarray:
+        """Return samples (count, D); of a conditional model one for each row of `context`."""
+        if context is None:
+            return np.asarray(self.estimator.sample(count, random_state=seed))
+        return np.asarray(self.estimator.sample(count, random_state=seed, context=context))
+
+    def latents(self, values: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """Return z (N, D)."""
+        return np.asarray(
+            self.estimator.transform(self.framed(values), context=context), dtype=np.float64
+        )
+
+    def inverse(self, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """Return rows (N, D) for latents."""
+        return np.asarray(self.estimator.inverse_transform(z, context=context), dtype=np.float64)
+
+    def spread_out(self, values: np.ndarray, seed: int) -> np.ndarray:
+        """Return rows with the noise of training on discrete columns, so that latents can fit."""
+        if not any(self.steps):
+            return values
+        generator = torch.Generator().manual_seed(seed)
+        return np.asarray(self.columns.dequantise(torch.as_tensor(values), generator).numpy())
+
+    def normal_scores(self, z: np.ndarray) -> np.ndarray:
+        """Return latents as numbers that are standard normal if the model fits."""
+        base = self.estimator.flow_.base
+        df = getattr(base() if callable(base) else base, "df", None)
+        if isinstance(df, torch.Tensor):
+            df = df.detach().cpu().double().numpy()
+        return normal_scores(z, df)
+
+    # -- the flow underneath
+
+    def _standard(self, values: np.ndarray, columns: Any) -> torch.Tensor:
+        like = next(self.estimator.flow_.parameters())
+        return columns.transform()(torch.as_tensor(values, dtype=torch.float64)).to(like)
+
+    def _context(self, context: np.ndarray | None) -> torch.Tensor | None:
+        return None if context is None else self._standard(context, self.context_columns)
+
+    def certificate(self, values: np.ndarray | None, context: np.ndarray | None) -> list[dict]:
+        """Return per step: sigma, certified bound, and the largest abs(d) measured on rows."""
+        x = None if values is None else self._standard(values, self.columns)
+        found = self.estimator.flow_.certificate(x, self._context(context))
+        return [
+            {
+                "step": int(entry.step) + 1,
+                "sigma": float(entry.sigma),
+                "bound": float(entry.bound),
+                "measured": None if entry.measured is None else float(entry.measured),
+            }
+            for entry in found
+        ]
+
+    @torch.no_grad()
+    def sweeps(self, z: np.ndarray, context: np.ndarray | None) -> list[dict]:
+        """Return per step: the sweeps the solver took and the residual it left, to invert `z`."""
+        flow = self.estimator.flow_
+        at = torch.as_tensor(z).to(next(flow.parameters()))
+        found = []
+        for transform in reversed(flow(self._context(context)).transform.transforms):
+            if hasattr(transform, "solve"):
+                solution = transform.solve(at)
+                at = solution.x.reshape(at.shape)
+                count = solution.iterations.cpu().numpy()
+                found.append(
+                    {
+                        "median": float(np.median(count)),
+                        "most": int(count.max()),
+                        "residual": float(solution.residual.max()),
+                    }
+                )
+            else:
+                at = transform.inverse_and_ladj(at)[0]
+        return found[::-1]

@@ -1,0 +1,434 @@
+"""From a fitted model (and rows) to the page: gather numbers and pictures, fill the template."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quarflow import __version__
+from quarflow.report import figures
+from quarflow.report.calibration import (
+    Calibration,
+    calibrate,
+    gaussian_nats,
+    ks_between,
+    ks_by_chance,
+    rank_correlations,
+)
+from quarflow.report.model import Model, ReportError
+from quarflow.report.names import labels, readable
+from quarflow.report.structure import most_structured
+from quarflow.report.style import data_uri, write_whole
+
+SCORED = 200_000  # rows scored for the densities and the extremes
+SHOWN = 20_000  # rows for the calibration; as many samples at most
+HISTOGRAMS = 24
+PANELS = 12
+EXTREMES = 8  # most and least likely rows shown
+CELLS = 14  # columns shown of them
+
+
+def write_report(
+    estimator: Any,
+    path: str | Path,
+    X: Any = None,
+    context: Any = None,
+    *,
+    title: str | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write the report on a fitted estimator to one self-contained HTML file.
+
+    Arguments:
+        estimator: A fitted `QuARDensity`.
+        path: The file to write; its folder must exist.
+        X: Rows to compare the model with, (N, D) or a frame; best, rows it was not fitted to.
+            None leaves out what needs them, and the page says so.
+        context: Context rows (N, C) that belong to X, for a conditional model.
+        title: Heading of the page.
+        seed: Of the samples and of the choice of rows where there are too many.
+
+    Raises:
+        ValueError: If the estimator is not fitted, or the rows do not suit it.
+        OSError: If the file cannot be written. The file appears whole or not at all.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ReportError(f"{path} is a folder; give the report a file name, such as report.html.")
+    if not path.parent.is_dir():
+        raise ReportError(f"There is no folder {path.parent} to write {path.name} to.")
+    page = render(gather(Model(estimator), X, context, title=title, seed=seed))
+    write_whole(path, page.encode("utf-8"))
+    return path
+
+
+def render(content: dict[str, Any]) -> str:
+    """Fill the template; every value is escaped by it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, short=readable)
+    return environment.get_template("page.html.j2").render(**content)
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Write a number to be read.
+
+    >>> number(19020), number(0.00012345), number(3.0), number(1234567.8), number(None)
+    ('19,020', '0.0001234', '3', '1,234,568', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{int(value):,}"
+    value = float(value)
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞" if value < 0 else "not a number"
+    if 1000 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def gather(model: Model, X: Any, context: Any, *, title: str | None, seed: int) -> dict[str, Any]:
+    """Return everything the template shows."""
+    data, given = rows_of(model, X, context, seed)
+    content: dict[str, Any] = {
+        "title": title or "Density model",
+        "version": __version__,
+        "names": model.names,
+        "features": len(model.names),
+        "context_names": list(model.context_columns.names) if model.conditional else [],
+        "metrics": model.estimator.metrics_,
+        "settings": settings_table(model),
+        "preprocessing": list(model.columns.describe()),
+        "context_preprocessing": (
+            list(model.context_columns.describe()) if model.conditional else []
+        ),
+        "training": training(model),
+        "data": None,
+        "pairs": None,
+        "marginals": None,
+        "calibration": None,
+        "extremes": None,
+        "rows_given": 0 if X is None else len(data[0]) if data else 0,
+    }
+    samples, sample_context = samples_of(model, data, given, seed)
+    if data is not None:
+        values, given_context = data
+        content["rows_given"] = given
+        scored = choice(len(values), SCORED, seed)
+        scores = model.log_prob(values[scored], pick(given_context, scored))
+        content["data"] = data_facts(model, values, scores, given, scored)
+        content["extremes"] = extremes(model, values, scored, scores)
+        shown = choice(len(values), SHOWN, seed + 1)
+        content |= comparison(model, values[shown], samples, seed)
+        content["calibration"] = calibration(
+            model, values[shown], pick(given_context, shown), scores, samples, sample_context, seed
+        )
+    elif samples is not None:
+        content |= comparison(model, None, samples, seed)
+    content["samples"] = None if samples is None else len(samples)
+    content |= certificate(model, samples, sample_context)
+    content["headline"] = headline(content)
+    return content
+
+
+def rows_of(
+    model: Model, X: Any, context: Any, seed: int
+) -> tuple[tuple[np.ndarray, np.ndarray | None] | None, int]:
+    """Return the rows given, checked, with their context; and how many they are."""
+    if X is None:
+        return None, 0
+    values = model.rows(X, model.columns, "X")
+    if model.conditional != (context is not None):
+        raise ReportError(
+            "This model has context columns: give their rows too (context=)."
+            if model.conditional
+            else "This model has no context columns; leave context out."
+        )
+    if context is None:
+        return (values, None), len(values)
+    matching = model.rows(context, model.context_columns, "context")
+    if len(matching) != len(values):
+        raise ReportError(f"X has {len(values)} rows and context has {len(matching)}.")
+    return (values, matching), len(values)
+
+
+def samples_of(
+    model: Model, data: tuple[np.ndarray, np.ndarray | None] | None, given: int, seed: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Draw as many samples as there are rows (within limits), at the rows' own contexts."""
+    count = int(np.clip(given, 2000, SHOWN)) if data is not None else 2000
+    if model.conditional:
+        if data is None or data[1] is None:
+            return None, None
+        at = np.random.default_rng(seed).integers(len(data[1]), size=count)
+        return model.sample(count, seed, data[1][at]), data[1][at]
+    return model.sample(count, seed, None), None
+
+
+def choice(count: int, limit: int, seed: int) -> np.ndarray:
+    """Return row numbers, in order: all, or `limit` of them drawn without replacement."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
+
+
+def pick(rows: np.ndarray | None, at: np.ndarray) -> np.ndarray | None:
+    """Return some rows of what may be absent."""
+    return None if rows is None else rows[at]
+
+
+def training(model: Model) -> dict[str, Any] | None:
+    """Return the training curves, if the model has a history."""
+    history = [dict(entry) for entry in model.estimator.history_ or []]
+    if not history:
+        return None
+    return {"figure": data_uri(figures.training_figure(history)), "evaluations": len(history)}
+
+
+def data_facts(
+    model: Model, values: np.ndarray, scores: np.ndarray, given: int, scored: np.ndarray
+) -> dict[str, Any]:
+    """Return the mean nats of the rows, its standard error, and a Gaussian's."""
+    finite = scores[np.isfinite(scores)]
+    return {
+        "nats": float(-finite.mean()) if len(finite) else None,
+        "error": float(finite.std() / math.sqrt(len(finite))) if len(finite) else None,
+        "gaussian": None if model.conditional else gaussian_nats(values),
+        "scored": len(scored),
+        "given": given,
+        "impossible": int(len(scores) - len(finite)),
+    }
+
+
+def comparison(
+    model: Model, values: np.ndarray | None, samples: np.ndarray | None, seed: int
+) -> dict[str, Any]:
+    """Return pictures of data against samples: pairs of the most structured columns, marginals."""
+    names = labels(model.names)
+    result: dict[str, Any] = {"pairs": None, "marginals": None}
+    compare = None
+    if values is not None and samples is not None:
+        compare = [ks_between(values[:, i], samples[:, i]) for i in range(len(names))]
+        if len(names) > 1:
+            chosen = most_structured(values, seed=seed)
+            drawn = figures.pair_figure(
+                values[:, chosen],
+                samples[:, chosen],
+                [names[i] for i in chosen],
+                [model.steps[i] for i in chosen],
+                seed=seed,
+            )
+            gap = np.abs(rank_correlations(values) - rank_correlations(samples))
+            at = np.unravel_index(int(gap.argmax()), gap.shape)
+            result["pairs"] = {
+                "figure": data_uri(drawn),
+                "count": len(chosen),
+                "all": len(chosen) == len(names),
+                "gap": float(gap.max()),
+                "gap_names": [model.names[int(i)] for i in at],
+                "points": min(3000, len(values), len(samples)),
+            }
+    if values is None and samples is None:
+        return result
+    if len(names) <= HISTOGRAMS:
+        chosen = list(range(len(names)))
+    elif compare is not None:
+        chosen = sorted(np.argsort(-np.array(compare), kind="stable")[:HISTOGRAMS].tolist())
+    else:
+        chosen = list(range(HISTOGRAMS))
+    drawn = figures.marginals_figure(
+        None if values is None else values[:, chosen],
+        None if samples is None else samples[:, chosen],
+        [names[i] for i in chosen],
+        [model.steps[i] for i in chosen],
+    )
+    result["marginals"] = {
+        "figure": data_uri(drawn),
+        "count": len(chosen),
+        "ks": max(compare) if compare else None,
+        "ks_name": model.names[int(np.argmax(compare))] if compare else None,
+        "chance": (
+            ks_by_chance(len(values), len(samples))
+            if values is not None and samples is not None
+            else None
+        ),
+    }
+    return result
+
+
+def calibration(
+    model: Model,
+    values: np.ndarray,
+    context: np.ndarray | None,
+    scores: np.ndarray,
+    samples: np.ndarray | None,
+    sample_context: np.ndarray | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Return latents against the base: pictures of the worst coordinates, numbers of all."""
+    z = model.normal_scores(model.latents(model.spread_out(values, seed), context))
+    found: Calibration = calibrate(z)
+    worst = sorted(found.worst[:PANELS])
+    # Without a mix each latent belongs to the column at its place.
+    mixed = str(model.estimator.settings_.get("mix", "none")) != "none"
+    own = labels(model.names, 18)
+    titles = [f"z{i + 1}" if mixed else f"z{i + 1}  {own[i]}" for i in range(z.shape[1])]
+    sampled = None if samples is None else model.log_prob(samples, sample_context)
+    return {
+        "joint": data_uri(figures.joint_figure(found, scores, sampled)),
+        "pit": data_uri(figures.pit_figure(found, worst, [titles[i] for i in worst])),
+        "quantiles": data_uri(figures.quantile_figure(found, worst, [titles[i] for i in worst])),
+        "shown": len(worst),
+        "rows": len(z),
+        "mixed": mixed,
+        "joint_ks": found.joint_ks,
+        "chance": found.chance,
+        "worst_ks": float(found.ks.max()),
+        "norm_mean": float(found.squared_norm.mean()),
+        "density_ks": None if sampled is None else ks_between(scores, sampled),
+        "student": str(model.estimator.settings_.get("base", "normal")) != "normal",
+        "dequantised": any(model.steps),
+        "table": [
+            {
+                "latent": i + 1,
+                "name": "" if mixed else model.names[i],
+                "mean": found.mean[i],
+                "spread": found.spread[i],
+                "ks": found.ks[i],
+            }
+            for i in range(z.shape[1])
+        ],
+    }
+
+
+def extremes(
+    model: Model, values: np.ndarray, scored: np.ndarray, scores: np.ndarray
+) -> dict[str, Any]:
+    """Return the most and least likely rows in data units, unusual values marked."""
+    order = np.argsort(scores, kind="stable")
+    least, most = order[:EXTREMES], order[::-1][:EXTREMES]
+    low, high = np.quantile(values, [0.005, 0.995], axis=0)
+    middle = np.median(values, axis=0)
+    width = np.where(high > low, high - low, 1.0)
+    if values.shape[1] > CELLS:
+        away = (np.abs(values[scored[least]] - middle) / width).max(0)
+        chosen = sorted(np.argsort(-away, kind="stable")[:CELLS].tolist())
+    else:
+        chosen = list(range(values.shape[1]))
+
+    def table(rows: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {
+                "row": int(scored[row]) + 1,
+                "score": float(scores[row]),
+                "cells": [
+                    {
+                        "value": float(values[scored[row], i]),
+                        "rare": not low[i] <= values[scored[row], i] <= high[i],
+                    }
+                    for i in chosen
+                ],
+            }
+            for row in rows
+        ]
+
+    return {
+        "names": [model.names[i] for i in chosen],
+        "all": len(chosen) == values.shape[1],
+        "least": table(least),
+        "most": table(most),
+    }
+
+
+def certificate(
+    model: Model, samples: np.ndarray | None, context: np.ndarray | None
+) -> dict[str, Any]:
+    """Return the certificate and what inverting samples took and left over."""
+    result: dict[str, Any] = {"inversion": None}
+    steps = model.certificate(samples, context)
+    if samples is not None:
+        at = choice(len(samples), 2000, 0)
+        some, some_context = samples[at], pick(context, at)
+        z = model.latents(some, some_context)
+        back = model.inverse(z, some_context)
+        error = (np.abs(back - some) / (1 + np.abs(some))).max(1)
+        sweeps = model.sweeps(z, some_context)
+        for step, sweep in zip(steps, sweeps, strict=True):
+            step["sweeps"] = sweep
+        result["inversion"] = {
+            "rows": len(some),
+            "error": float(error.max()),
+            "median": float(np.median(error)),
+            "sweeps": float(np.median([sweep["median"] for sweep in sweeps])),
+            "most": max(sweep["most"] for sweep in sweeps),
+        }
+    result["certificate"] = steps
+    return result
+
+
+def settings_table(model: Model) -> list[dict[str, str]]:
+    """Return every setting, and whether the user chose it."""
+    asked = model.estimator.get_params(deep=False)
+    result = []
+    for key, value in model.estimator.settings_.items():
+        automatic = key not in asked or asked[key] in ("auto", None)
+        result.append(
+            {
+                "name": str(key),
+                "value": readable(plain(value), 160),
+                "by": "chosen from the data" if automatic and key in asked else "",
+            }
+        )
+    return result
+
+
+def plain(value: Any) -> str:
+    """Write a setting as one would type it."""
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value)
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {plain(item)}" for key, item in value.items()) or "none"
+    return "none" if value is None else str(value)
+
+
+def headline(content: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the few figures that come first."""
+    metrics, data, found = content["metrics"], content["data"], content["calibration"]
+    tiles = []
+    if data and data["nats"] is not None:
+        note = f"± {number(data['error'], 2)}, mean −log p of {number(data['scored'])} rows given"
+        tiles.append({"value": f"{data['nats']:.3f}", "unit": "nats", "note": note})
+        if data["gaussian"] is not None:
+            lead = data["gaussian"] - data["nats"]
+            word = "better" if lead >= 0 else "worse"
+            note = f"{word} than a full-covariance Gaussian fitted to the same rows"
+            tiles.append({"value": f"{abs(lead):.3f}", "unit": "nats", "note": note})
+    valid = metrics.get("valid_nats")
+    if valid is not None:
+        note = f"on {number(metrics.get('valid_rows'))} validation rows"
+        tiles.append({"value": f"{valid:.3f}", "unit": "nats", "note": note})
+    if found:
+        note = f"KS distance of the joint calibration; chance alone: {found['chance']:.3f}"
+        tiles.append({"value": f"{found['joint_ks']:.3f}", "unit": "", "note": note})
+    bound = max(step["bound"] for step in content["certificate"])
+    note = "certified bound on abs(d), below 1: invertible everywhere"
+    tiles.append({"value": f"{bound:.3f}", "unit": "", "note": note})
+    if content["inversion"]:
+        note = "largest relative error of samples there and back"
+        tiles.append({"value": f"{content['inversion']['error']:.0e}", "unit": "", "note": note})
+    return tiles
