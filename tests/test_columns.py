@@ -164,6 +164,32 @@ def test_snap_keeps_continuous_values_within_open_bounds():
 # --- fitting -------------------------------------------------------------------------------
 
 
+numbers = st.one_of(
+    st.floats(-1e90, 1e90),
+    st.floats(-1, 1),
+    st.integers(-5, 5).map(float),
+    st.integers(-(10**6), 10**6).map(lambda i: i / 100),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(x=st.lists(numbers, min_size=2, max_size=40), repeats=st.integers(1, 5))
+def test_whatever_the_column_fitting_works_or_says_why(x, repeats):
+    x = np.repeat(np.array(x), repeats)[:, None]
+    try:
+        columns = Columns.fit(x, ["a"])
+    except ValueError as error:
+        assert "'a'" in str(error)
+        return
+    noisy = columns.dequantise(torch.tensor(x), generator())
+    z, ladj = columns.transform().call_and_ladj(noisy)
+    assert z.isfinite().all()
+    assert ladj.isfinite().all()
+    back = columns.transform().inv(z)
+    assert ((back - noisy).abs() <= 1e-9 * (noisy.abs() + np.abs(x).max())).all()
+    assert columns.snap(back).isfinite().all()
+
+
 def fit1(x, **options):
     return Columns.fit(np.asarray(x, dtype=float)[:, None], ["a"], **options).columns[0]
 
@@ -352,6 +378,7 @@ def test_hostile_json_as_a_whole():
     [
         ([[1.0], [1.0]], {}, r"Column 'a' is constant \(1 in every row\)"),
         (1e9 + 1e-6 * rng.uniform(size=(50, 1)), {}, "'a' is constant but for rounding"),
+        ([[1.0], [1e200]], {}, "'a' goes from 1 to 1e.200, too large or too small"),
         ([[1.0]], {}, "at least 2 rows, and there is 1"),
         (np.empty((0, 1)), {}, "at least 2 rows"),
         ([[1.0], [np.nan]], {}, "'a' has a value that is missing in row 2"),

@@ -256,7 +256,10 @@ def test_bad_csv(tmp_path, content, message):
 def test_text_columns_are_named_with_a_way_out(tmp_path):
     path = text(tmp_path, "kind,a,b,site\ng,1,2,K\nh,3,4,L\n")
     message = refused(path)
-    assert "column 'kind' holds 'g' in row 1, which is not a number (so do 'site')" in message
+    assert (
+        "column 'kind' holds 'g' in row 1, which is not a number (nor does 'site' hold numbers)"
+        in message
+    )
     assert "--columns (columns= in Python), such as --columns a,b" in message
     assert read_table(path, ["a", "b"]).values.shape == (2, 2)
     assert "column 'kind' holds 'g' in row 1" in refused(path, ["a", "kind"])
@@ -309,7 +312,7 @@ def test_parquet_types(tmp_path):
         }
     ).write_parquet(path)
     assert "'word' holds 'g' in row 2, which is not a number" in refused(path)
-    assert "(so do 'kind', 'day', 'many')" in refused(path)
+    assert "(nor do 'kind', 'day', 'many' hold numbers)" in refused(path)
     assert "'day' holds times (Date): convert it" in refused(path, ["day"])
     assert "'many' holds values of type List" in refused(path, ["many"])
     assert "'none' has 2 missing values" in refused(path, ["none"])

@@ -87,14 +87,14 @@ def find_tails(v: np.ndarray, finest: float = 0.0) -> tuple[float, float] | None
     width of the noise in v, below which there is no detail for a spread to show.
     """
     v = subsample(v, TAIL_ROWS)
-    few = v[:: max(1, len(v) // 4000)]
+    few = v[:: max(1, len(v) // 2000)]
     deviation = float(few.std())
     if not deviation > 0:
         return None
     low, quarter, three, high = np.percentile(few, [10, 25, 75, 90])
     widths = [w for w in (three - quarter, high - low) if w > 0] or [1e-2 * deviation]
     smallest = max(min(widths) / 30, 1e-6 * deviation, finest)
-    spreads = np.geomspace(smallest, max(3 * deviation, 2 * smallest), 12)
+    spreads = np.geomspace(smallest, max(3 * deviation, 2 * smallest), 10)
     centers = np.unique(np.percentile(few, [0, 2, 10, 25, 50, 75, 90, 98, 100]))
     best = max((_asinh_fit(few, c, s), c, s) for c in centers for s in spreads)
     ratio = float(spreads[1] / spreads[0])

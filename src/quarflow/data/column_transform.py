@@ -64,20 +64,21 @@ class ColumnTransform(Transform):
         self.tamed = torch.tensor([column.spread is not None for column in columns])
         self.mean = row([column.mean for column in columns])
         self.scale = row([column.scale for column in columns])
+        self._tames = bool(self.tamed.any())
         self._bounded = bool((self.lower.isfinite() | self.upper.isfinite()).any())
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z (*, D) and the ladj (*), float64."""
         x = self._checked(x)
         v, ladj = self._unbound(x) if self._bounded else (x, torch.zeros_like(x))
-        t = (v - self.center) / self.spread
-        # log d asinh((v - c) / s) / dv = -log s - log sqrt(1 + t^2), without overflow in t^2
-        w = torch.where(self.tamed, torch.asinh(t), v)
-        root = torch.hypot(torch.ones_like(t), t)
-        ladj = ladj - torch.where(self.tamed, root.log() + self.spread.log(), 0.0)
-        ladj = ladj - self.scale.log()
+        if self._tames:
+            t = (v - self.center) / self.spread
+            # log d asinh((v - c) / s) / dv = -log s - log sqrt(1 + t^2), no overflow in t^2
+            root = torch.hypot(torch.ones_like(t), t)
+            ladj = ladj - torch.where(self.tamed, root.log() + self.spread.log(), 0.0)
+            v = torch.where(self.tamed, torch.asinh(t), v)
 
-        return (w - self.mean) / self.scale, ladj.sum(-1)
+        return (v - self.mean) / self.scale, (ladj - self.scale.log()).sum(-1)
 
     def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x (*, D) and the ladj of the inverse (*), float64."""

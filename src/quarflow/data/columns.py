@@ -265,10 +265,15 @@ def _detect(
             f"Column {name!r} is constant ({low:.6g} in every row), so it has no density; "
             "leave it out."
         )
-    if high - low <= 256 * np.spacing(max(abs(low), abs(high))):
+    if high - low <= 256 * math.ulp(max(abs(low), abs(high))):
         raise ValueError(
             f"Column {name!r} is constant but for rounding (from {low!r} to {high!r}); "
             "leave it out, or subtract its mean before it is stored."
+        )
+    if max(abs(low), abs(high)) > 1e100 or high - low < 1e-100:  # squares would overflow
+        raise ValueError(
+            f"Column {name!r} goes from {low:.6g} to {high:.6g}, too large or too small to compute "
+            "with; rescale it."
         )
     lower, upper = (None if limit is None else float(limit) for limit in limits)
     ties = find_ties(x, forced=forced) if wanted else None
@@ -298,11 +303,6 @@ def _settle(x: np.ndarray, column: Column, tails: str, seed: int) -> Column:
         column = column.model_copy(update={"center": found[0], "spread": found[1]})
         v = ColumnTransform([column])(values)
     scale = float(v.std(correction=0))
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(
-            f"Column {column.name!r} spans too wide a range to standardise "
-            f"({x.min():.6g} to {x.max():.6g}); rescale it."
-        )
     return column.model_copy(update={"mean": float(v.mean()), "scale": scale})
 
 

@@ -13,6 +13,8 @@ from quarflow.data.source import TableError, not_a_number
 if TYPE_CHECKING:
     import polars as pl
 
+SLICE = 1 << 22  # numbers read at a time (32 MiB); a smaller slice decodes row groups more often
+
 
 class ParquetSource:
     """An opened Parquet file. Raises TableError where it is cut off or damaged."""
@@ -72,6 +74,7 @@ class ParquetSource:
         numbers = self._table.select(
             pl.nth(i).cast(pl.Float64).alias(f"c{k}") for k, i in enumerate(columns)
         )
+        rows = max(rows, SLICE // len(columns))
         for start in range(0, count, rows):
             frame: pl.DataFrame = self._run(numbers.slice(start, rows).collect)
             yield frame.to_numpy(order="c", writable=True)

@@ -171,7 +171,8 @@ def _select(source: Source, columns: Sequence[str] | None) -> tuple[list[str], l
         if wrong:
             first, why = next(iter(wrong.items()))
             others = [source.names[i] for i in wrong if i != first]
-            also = f" (so do {listed(others)})" if others else ""
+            do = "does" if len(others) == 1 else "do"
+            also = f" (nor {do} {listed(others)} hold numbers)" if others else ""
             numeric = [name for i, name in enumerate(source.names) if i not in wrong]
             example = f", such as --columns {','.join(numeric[:3])}" if numeric else ""
             raise TableError(
