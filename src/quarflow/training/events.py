@@ -25,7 +25,7 @@ class Event:
         progress: Used fraction of the budget of steps or of time, 0 to 1.
         seconds: Training time so far, over all resumed parts.
         seconds_left: Estimate for the budget, None before it can be told.
-        rows_per_second: Of this process's run since the last event of any kind but "start".
+        rows_per_second: Over all processes, since the last "step" or "evaluation" event.
         learning_rate: Of the last step.
         nats: Mean training nats since the last evaluation, None before the first step.
         best: Lowest validation nats so far, None before the first evaluation.

@@ -128,8 +128,6 @@ class _Run:
             }
         self.write_seconds = self.rows_per_second = 0.0
 
-    # -- set-up
-
     def go(self, resume: bool, signals: StopSignals) -> TrainingResult:
         """Prepare, train, and leave the best weights in the flow."""
         counters, folder = self.counters, self.folder
@@ -255,9 +253,8 @@ class _Run:
         number = 0 if received is None else int(Signals[received])
         mine = [float(number), counters.seconds, counters.evaluation_seconds]
         sent = torch.tensor([mine], dtype=torch.float64, device=self.accelerator.device)
-        number, counters.seconds, counters.evaluation_seconds = (
-            self.accelerator.gather(sent).amax(0).tolist()
-        )
+        largest = self.accelerator.gather(sent).amax(0).tolist()
+        number, counters.seconds, counters.evaluation_seconds = largest
         return Signals(int(number)).name if number else None
 
     # -- evaluations, cuts and steps back
@@ -378,9 +375,9 @@ class _Run:
             return
         counters, plan, now = self.counters, self.plan, time.perf_counter()
         done = min(self.progress(), 1.0)
-        steps, passed = counters.step - self.last_event_step, now - self.last_event
         if kind in ("step", "evaluation"):
-            self.rows_per_second = steps * plan.batch_size / max(passed, 1e-9)
+            rows = (counters.step - self.last_event_step) * plan.batch_size
+            self.rows_per_second = rows / max(now - self.last_event, 1e-9)
             self.last_event, self.last_event_step = now, counters.step
         self.on_event(
             Event(
