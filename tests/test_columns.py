@@ -179,7 +179,8 @@ def test_whatever_the_column_fitting_works_or_says_why(x, repeats):
     try:
         columns = Columns.fit(x, ["a"])
     except ValueError as error:
-        assert "'a'" in str(error)
+        if "Column 'a'" not in str(error):
+            raise
         return
     noisy = columns.dequantise(torch.tensor(x), generator())
     z, ladj = columns.transform().call_and_ladj(noisy)

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -91,6 +92,7 @@ def test_columns_are_selected_by_name(table):
         np.testing.assert_array_equal(chosen.values, X[:, [2, 0]])
         assert "has no column 'bb'; did you mean 'b'?" in refused(table, ["a", "bb"])
         assert "It has 'a', 'b', 'c'." in refused(table, ["zzz"])
+        assert "did you mean 'b'?" in refused(table, ["B"])
         with pytest.raises(TableError, match="has no column 'zzz'"):
             iter_table(table, ["zzz"])  # at once, not when the first row is asked for
         assert column_names(table) == NAMES
@@ -241,6 +243,8 @@ def test_csv_memory_is_bounded(tmp_path):
         ("a,b\n1,\n", "column 'b' has a missing value in row 1"),
         ("a,b\n1,NA\n?,2\n", "'a' has a missing value in row 2; column 'b' has a missing value"),
         ("a,b\n1,1e999\n", "column 'b' has an infinite value in row 1"),
+        ("a,b\n1,\n2,inf\n", "'b' has 2 missing or infinite values, the first in row 1"),
+        ('"a,b\n1,2\n', "in the header is never closed"),
         ("a,b\n1,1_000\n", "'b' holds '1_000'"),
         ("a\0b", "not a text file"),
         ("a,b\n1,2\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
@@ -248,8 +252,6 @@ def test_csv_memory_is_bounded(tmp_path):
     ],
 )
 def test_bad_csv(tmp_path, content, message):
-    import re
-
     assert re.search(message, refused(text(tmp_path, content)))
 
 

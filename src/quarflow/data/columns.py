@@ -78,7 +78,7 @@ class Column(BaseModel):
             elif self.atoms:
                 shown = ", ".join(f"{atom:.6g}" for atom in self.atoms[:4])
                 if len(self.atoms) > 4:
-                    shown += f" and {len(self.atoms) - 4} more values"
+                    shown += f" and {len(self.atoms) - 4} more"
                 told.append(f"often takes exactly {shown}, so {noise}")
             else:
                 told.append(f"repeats its values, so {noise}")
@@ -272,8 +272,8 @@ def _detect(
         )
     if max(abs(low), abs(high)) > 1e100 or high - low < 1e-100:  # squares would overflow
         raise ValueError(
-            f"Column {name!r} goes from {low:.6g} to {high:.6g}, too large or too small to compute "
-            "with; rescale it."
+            f"Column {name!r} goes from {low:.6g} to {high:.6g}, too large or too small "
+            "to compute with; rescale it."
         )
     lower, upper = (None if limit is None else float(limit) for limit in limits)
     ties = find_ties(x, forced=forced) if wanted else None

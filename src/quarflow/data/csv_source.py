@@ -48,6 +48,8 @@ class CsvSource:
         if not text.strip():
             raise TableError(f"{path} is empty.")
         header = text[: _first_record_end(text)]
+        if header.count(b'"') % 2:
+            raise TableError(f'{path}: a quotation mark (") in the header is never closed.')
         self._start = len(head) - len(text) + len(header)
         self._line = 1 + head.count(b"\n", 0, self._start)  # line number of the first data row
         try:

@@ -56,6 +56,7 @@ def not_a_number(value: object, row: int) -> str:
 
 def no_such_column(path: Path, name: str, names: Sequence[str]) -> TableError:
     """The error for a column that the file lacks, with the nearest name it does have."""
-    close = get_close_matches(name, names, n=1)
+    close = [other for other in names if other.lower() == name.lower()]
+    close = close or get_close_matches(name, names, n=1)
     hint = f"; did you mean {shorten(close[0])}?" if close else "."
     return TableError(f"{path} has no column {shorten(name)}{hint} It has {listed(names)}.")

@@ -174,7 +174,8 @@ def _select(source: Source, columns: Sequence[str] | None) -> tuple[list[str], l
             do = "does" if len(others) == 1 else "do"
             also = f" (nor {do} {listed(others)} hold numbers)" if others else ""
             numeric = [name for i, name in enumerate(source.names) if i not in wrong]
-            example = f", such as --columns {','.join(numeric[:3])}" if numeric else ""
+            some = numeric if len(numeric) <= 12 else numeric[:3]
+            example = f", such as --columns {','.join(some)}" if numeric else ""
             raise TableError(
                 f"{source.path}: column {source.names[first]!r} {why}{also}. "
                 f"Name the columns to use with --columns (columns= in Python){example}."
@@ -221,7 +222,8 @@ class _Missing:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.counts: dict[int, int] = {}
-        self.first: dict[int, tuple[int, float]] = {}  # row (from 1) and value
+        self.first: dict[int, int] = {}  # row, from 1
+        self.infinite: dict[int, int] = {}  # how many of the values are infinite
 
     def look(self, chunk: np.ndarray, start: int) -> np.ndarray:
         """Which rows (n,) are complete."""
@@ -229,22 +231,22 @@ class _Missing:
         for j in np.flatnonzero(bad.any(axis=0)).tolist():
             row = int(np.argmax(bad[:, j]))
             self.counts[j] = self.counts.get(j, 0) + int(bad[:, j].sum())
-            self.first.setdefault(j, (start + row + 1, float(chunk[row, j])))
+            self.first.setdefault(j, start + row + 1)
+            self.infinite[j] = self.infinite.get(j, 0) + int(np.isinf(chunk[:, j]).sum())
         return ~bad.any(axis=1)
 
     def error(self, path: Path, *, counted: bool = True) -> TableError:
         told = []
         for j in sorted(self.counts)[:3]:
-            row, value = self.first[j]
-            what = "infinite" if np.isinf(value) else "missing"
-            if not counted or self.counts[j] == 1:
+            count, row = self.counts[j], self.first[j]
+            what = {0: "missing", count: "infinite"}.get(self.infinite[j], "missing or infinite")
+            if count == 1:
                 article = "an" if what == "infinite" else "a"
                 told.append(f"column {self.names[j]!r} has {article} {what} value in row {row:,}")
             else:
-                either = "missing or infinite" if what == "infinite" else what
+                many = f"{count:,} {what}" if counted else what
                 told.append(
-                    f"column {self.names[j]!r} has {self.counts[j]:,} {either} values, "
-                    f"the first in row {row:,}"
+                    f"column {self.names[j]!r} has {many} values, the first in row {row:,}"
                 )
         more = len(self.counts) - len(told)
         if more:
