@@ -43,7 +43,9 @@ def choose_defaults(rows: int, features: int, context: int = 0) -> Defaults:
     width = 64 if small else 128 if rows < 200_000 else 192
     # From 64 features on, at least 2 units per dimension, so that each has a nonlinear diagonal.
     width = max(width, 2 * features)
-    batch = min(max(2 ** max((rows // 40).bit_length() - 1, 0), 16), 256 if rows < 100_000 else 512)
+    batch = min(
+        max(2 ** max((rows // 40).bit_length() - 1, 0), 16), 256 if rows < 100_000 else 512
+    )
     # Few rows are soon learnt by heart; many deserve several thousand updates and more.
     updates = 1500 if tiny else 3000 if small else 6000 if rows < 100_000 else 12_000
     epochs = max(1, round(updates * batch / rows))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
 
 from quarflow.data.columns import Columns
-from quarflow.defaults import choose_defaults
+from quarflow.defaults import Defaults, choose_defaults
+from quarflow.fitting import TableRows, build_flow, build_settings, data_units
 from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
 from quarflow.frames import check_finite, check_numeric
@@ -23,6 +25,8 @@ from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, s
 
 __all__ = ["QuARDensity"]
 
+NO_LIMIT = 10**6  # epochs
+NOT_SAVED = {"checkpoint", "resume", "verbose", "device"}  # they belong to a run, not a model
 CHUNK = 8192  # rows scored at once: large enough for full speed, small enough for the cache
 LEAST_ROWS = 4
 
@@ -85,6 +89,8 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     (4, 2)
     """
 
+    flow_: QuAR
+
     def __init__(
         self,
         *,
@@ -97,8 +103,8 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         mix: str = "none",
         base: str = "normal",
         bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
-        discrete: str | Sequence[str] = "auto",
-        tails: str = "auto",
+        discrete: Literal["auto", "none"] | Sequence[str] = "auto",
+        tails: Literal["auto", "none"] = "auto",
         batch_size: int | Literal["auto"] = "auto",
         learning_rate: float | Literal["auto"] = "auto",
         max_epochs: int | Literal["auto"] = "auto",
@@ -163,7 +169,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         from quarflow.training import TrainingProgress, train
 
         rows = self._check_rows(X, reset=True)
-        self._context_names = None
+        self._context_names: list[str] = []
         given = None if context is None else self._check_context(context, len(rows), reset=True)
         if len(rows) < LEAST_ROWS:
             raise ValueError(
@@ -178,7 +184,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
 
         columns = Columns.fit(
-            rows, self._names(), bounds=self.bounds, discrete=self._discrete(), tails=self.tails
+            rows, self._names(), bounds=self.bounds, discrete=self.discrete, tails=self.tails
         )
         context_columns = (
             None
@@ -189,16 +195,17 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         valid_rows = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
         order = np.random.default_rng(seed).permutation(len(rows))
         valid, kept = order[:valid_rows], order[valid_rows:]
-        flow, settings = self._build(len(kept), rows.shape[1], given, seed)
-        model = _data_units(flow, columns, context_columns)
+        width = 0 if given is None else given.shape[1]
+        chosen = self._chosen(choose_defaults(len(kept), rows.shape[1], width))
+        flow = build_flow(chosen, rows.shape[1], width, seed)
+        settings = build_settings(chosen, seed)
+        model = data_units(flow, columns, context_columns)
 
-        result = None
-        progress = TrainingProgress(verbose=bool(self.verbose))
-        with progress:
+        with TrainingProgress(verbose=bool(self.verbose)) as progress:
             result = train(
                 model,
-                _TableRows(rows, given, columns, kept),
-                _TableRows(rows, given, columns, valid),
+                TableRows(rows, given, columns, kept),
+                TableRows(rows, given, columns, valid),
                 settings,
                 device=self.device,
                 checkpoint=self.checkpoint,
@@ -208,7 +215,14 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         self.flow_ = flow.cpu().eval()
         self.columns_, self.context_columns_ = columns, context_columns
         self.history_ = result.history
-        self.settings_ = self._settings(flow, settings, seed, result)
+        self.settings_ = {
+            **{k: v for k, v in chosen.items() if k not in NOT_SAVED},
+            **flow.arguments,
+            **asdict(settings),
+            "steps_per_epoch": result.steps_per_epoch,
+            "evaluate_every": result.evaluate_every,
+            "device": result.device,
+        }
         self.metrics_ = {
             "rows": len(rows),
             "train_rows": len(kept),
@@ -227,62 +241,16 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
 
         return self
 
-    def _build(
-        self, rows: int, features: int, context: NDArray[np.float64] | None, seed: int
-    ) -> tuple[QuAR, Any]:
-        from quarflow.training import TrainingSettings
+    def _chosen(self, auto: Defaults) -> dict[str, Any]:
+        """The arguments, with what is "auto" taken from the defaults."""
+        values = self.get_params(deep=False)
+        for name, value in asdict(auto).items():
+            if isinstance(values[name], str) and values[name] == "auto":
+                values[name] = value
+        if self.minutes is not None and self.max_epochs == "auto":
+            values["max_epochs"] = NO_LIMIT  # the time budget is the only limit
 
-        width = 0 if context is None else context.shape[1]
-        auto = choose_defaults(rows, features, width)
-
-        def pick(name: str) -> Any:
-            value = getattr(self, name)
-            return getattr(auto, name) if isinstance(value, str) and value == "auto" else value
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            flow = QuAR(
-                features,
-                width,
-                transforms=pick("transforms"),
-                hidden_features=tuple(pick("hidden_features")),
-                norm=self.norm,  # type: ignore[arg-type]
-                order=self.order,  # type: ignore[arg-type]
-                activation=self.activation,
-                sigma=self.sigma,
-                mix=self.mix,  # type: ignore[arg-type]
-                base=self.base,  # type: ignore[arg-type]
-            )
-        settings = TrainingSettings(
-            batch_size=pick("batch_size"),
-            learning_rate=pick("learning_rate"),
-            # A time budget without a number of epochs is the only limit.
-            max_epochs=10**6 if self.minutes and self.max_epochs == "auto" else pick("max_epochs"),
-            minutes=self.minutes,
-            patience=pick("patience"),
-            ema=pick("ema"),
-            clip=self.clip,
-            weight_decay=pick("weight_decay"),
-            seed=seed,
-        )
-
-        return flow, settings
-
-    def _settings(self, flow: QuAR, settings: Any, seed: int, result: Any) -> dict[str, Any]:
-        from dataclasses import asdict
-
-        chosen = {**flow.arguments, **asdict(settings), "seed": seed}
-        chosen.update(
-            validation_fraction=self.validation_fraction,
-            discrete=self.discrete if isinstance(self.discrete, str) else list(self.discrete),
-            tails=self.tails,
-            bounds={k: list(v) for k, v in (self.bounds or {}).items()},
-            steps_per_epoch=result.steps_per_epoch,
-            evaluate_every=result.evaluate_every,
-            device=result.device,
-        )
-
-        return chosen
+        return values
 
     # Using
 
@@ -301,9 +269,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         """
         return self._chunks(X, context, lambda p, x: p.log_prob(x))
 
-    def score(
-        self, X: ArrayLike, y: object = None, context: ArrayLike | None = None
-    ) -> float:
+    def score(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> float:
         """Total log-likelihood of the rows, as in KernelDensity; divide by n for the mean."""
         return float(self.score_samples(X, context).sum())
 
@@ -382,11 +348,11 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         model = load_model(path)
         known = cls().get_params()
         self = cls(**{k: v for k, v in model.config.parameters.items() if k in known})
-        self.flow_ = model.flow  # type: ignore[assignment]
+        self.flow_ = model.flow
         self.columns_ = Columns(tuple(model.config.columns))
         context = model.config.context_columns
         self.context_columns_ = None if context is None else Columns(tuple(context))
-        self._context_names = None if context is None else [c.name for c in context]
+        self._context_names = [c.name for c in context or []]
         self.settings_, self.metrics_ = model.config.settings, model.metrics
         self.history_ = model.log
         self.n_features_in_ = len(self.columns_.columns)
@@ -396,8 +362,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _parameters(self) -> dict[str, Any]:
-        left_out = {"checkpoint", "resume", "verbose", "device"}
-        kept = {k: v for k, v in self.get_params().items() if k not in left_out}
+        kept = {k: v for k, v in self.get_params().items() if k not in NOT_SAVED}
         if not isinstance(kept["random_state"], int | None):
             kept["random_state"] = self.settings_["seed"]
 
@@ -415,21 +380,20 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         model = self._exact()
         found = []
         with torch.inference_mode():
-            bound = None if given is not None else model()
+            p: FlowDistribution | None = model() if given is None else None
             for start in range(0, len(rows), CHUNK):
                 part = slice(start, start + CHUNK)
-                p: FlowDistribution = bound or model(torch.from_numpy(given[part]))
+                if given is not None:
+                    p = model(torch.from_numpy(given[part]))
                 found.append(compute(p, torch.from_numpy(rows[part])))
 
         return torch.cat(found).numpy()
 
     def _exact(self) -> DataUnits:
         """The model in float64."""
-        from copy import deepcopy
-
         flow = deepcopy(self.flow_).double().eval()
 
-        return _data_units(flow, self.columns_, self.context_columns_)
+        return data_units(flow, self.columns_, self.context_columns_)
 
     def _check_rows(self, X: Any, reset: bool) -> NDArray[np.float64]:
         check_numeric(X, "X")
@@ -461,7 +425,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
                 if names is None
                 else [str(name) for name in names]
             )
-        check_finite(given, self._context_names or [], what="context column")
+        check_finite(given, self._context_names, what="context column")
 
         return given
 
@@ -488,38 +452,5 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
 
         return [f"x{i}" for i in range(self.n_features_in_)] if named is None else list(named)
 
-    def _discrete(self) -> Any:
-        return self.discrete
-
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "flow_")
-
-
-class _TableRows:
-    """Rows of a table in data units, with noise on the discrete columns."""
-
-    def __init__(
-        self,
-        rows: NDArray[np.float64],
-        context: NDArray[np.float64] | None,
-        columns: Columns,
-        index: NDArray[np.int64],
-    ) -> None:
-        self.x = torch.from_numpy(rows[index])
-        self.c = None if context is None else torch.from_numpy(context[index])
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Rows in data units, float64."""
-        x = self.columns.dequantise(self.x[index], generator)
-
-        return x, None if self.c is None else self.c[index]
-
-
-def _data_units(flow: QuAR, columns: Columns, context: Columns | None) -> DataUnits:
-    return DataUnits(
-        flow, columns.transform(), None if context is None else context.transform()
-    )

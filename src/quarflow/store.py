@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,8 +36,13 @@ __all__ = [
     "save_model",
 ]
 
-VERSION = 1
-CONFIG, WEIGHTS, METRICS, LOG = "config.json", "weights.safetensors", "metrics.json", "training.jsonl"
+VERSION = 1  # of the format
+CONFIG, WEIGHTS, METRICS, LOG = (
+    "config.json",
+    "weights.safetensors",
+    "metrics.json",
+    "training.jsonl",
+)
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -67,9 +73,8 @@ class QuARArguments(_Strict):
     def least_numbers(self) -> int:
         """A lower bound on how many numbers the weights hold, without building the flow."""
         widths = [self.features, *self.hidden_features, self.features]
-        pairs = zip(widths, widths[1:], strict=False)
 
-        return self.transforms * sum(a * b for a, b in pairs) // 2
+        return self.transforms * sum(a * b for a, b in pairwise(widths)) // 2
 
 
 class FlowConfig(_Strict):
@@ -93,7 +98,7 @@ class ModelConfig(_Strict):
     """
 
     format: Literal["quarflow model"] = "quarflow model"
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     quarflow: str = __version__
     flow: FlowConfig
     columns: list[Column]
@@ -109,7 +114,7 @@ class Model(_Strict):
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
     config: ModelConfig
-    flow: Flow
+    flow: QuAR
     metrics: dict[str, Any]
     log: list[dict[str, Any]]
 
@@ -209,7 +214,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StoreError(f"{path.parent} holds no complete model: {path.name} is missing.") from None
+        raise StoreError(
+            f"{path.parent} holds no complete model: {path.name} is missing."
+        ) from None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged, it is not valid JSON: {error}.") from None
     except OSError as error:
@@ -234,13 +241,14 @@ def _read_weights(path: Path, least: int) -> dict[str, Tensor]:
         raise StoreError(f"{path.parent} holds no complete model: {path.name} is missing.")
     try:
         with safe_open(path, framework="pt") as file:
-            size = sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())
+            names = list(file.keys())
+            size = sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in names)
             if size < least:
                 raise StoreError(
                     f"{path} does not fit the configuration: it holds {size:,} numbers, and the "
                     f"flow needs at least {least:,}."
                 )
-            weights = {key: file.get_tensor(key) for key in file.keys()}
+            weights = {key: file.get_tensor(key) for key in names}
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{path} is damaged: {error}.") from None
     _check_finite(weights, str(path))

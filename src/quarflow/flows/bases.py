@@ -2,14 +2,14 @@ r"""Base distributions: modules that give a distribution over vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
+
+SCALAR = Size()  # no batch dimensions
 
 __all__ = ["BASES", "Base", "Normal", "StudentT", "base"]
 
@@ -17,19 +17,23 @@ __all__ = ["BASES", "Base", "Normal", "StudentT", "base"]
 class Base(Distribution):
     r"""Independent coordinates with density known in closed form; events have shape (D)."""
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.real, 1)
     has_rsample = True
 
-    def __init__(self, like: Tensor, batch_shape: Size = Size()) -> None:
+    def __init__(self, like: Tensor, batch_shape: Size = SCALAR) -> None:
         super().__init__(batch_shape, like.shape[-1:], validate_args=False)
         self._like = like
 
-    def rsample(self, sample_shape: Any = Size(), generator: torch.Generator | None = None) -> Tensor:
+    def rsample(
+        self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Differentiable samples, shape (*sample_shape, *batch_shape, D)."""
         raise NotImplementedError
 
-    def sample(self, sample_shape: Any = Size(), generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Samples, shape (*sample_shape, *batch_shape, D)."""
         with torch.no_grad():
             return self.rsample(sample_shape, generator)
@@ -53,7 +57,9 @@ class Normal(Base):
 
         return -0.5 * (value * value).sum(-1) - 0.5 * D * math.log(2 * math.pi)
 
-    def rsample(self, sample_shape: Any = Size(), generator: torch.Generator | None = None) -> Tensor:
+    def rsample(
+        self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Standard normal numbers."""
         like = self._like
 
@@ -79,20 +85,20 @@ class StudentT(Base):
         tensor(-0.9686)
     """
 
-    def __init__(self, df: Tensor, batch_shape: Size = Size()) -> None:
+    def __init__(self, df: Tensor, batch_shape: Size = SCALAR) -> None:
         super().__init__(df, batch_shape)
         self.df = df
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, shape (*)."""
         df = self.df
-        constant = (
-            torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
-        )
+        constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
 
         return (constant - (df + 1) / 2 * torch.log1p(value * value / df)).sum(-1)
 
-    def rsample(self, sample_shape: Any = Size(), generator: torch.Generator | None = None) -> Tensor:
+    def rsample(
+        self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Normal numbers over the root of gamma numbers."""
         shape = self._extended_shape(Size(sample_shape))
         df = self.df.expand(shape)
@@ -111,13 +117,15 @@ class StudentT(Base):
 
 
 class _NormalModule(nn.Module):
+    """No parameters; a buffer says on which device and in which type to sample."""
+
     like: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.register_buffer("like", torch.zeros(features), persistent=False)
 
-    def forward(self, batch_shape: Size = Size()) -> Normal:
+    def forward(self, batch_shape: Size = SCALAR) -> Normal:
         return Normal(self.like, batch_shape)
 
     def extra_repr(self) -> str:
@@ -131,7 +139,7 @@ class _StudentTModule(nn.Module):
         super().__init__()
         self.df_raw = nn.Parameter(torch.full((features,), math.log(math.expm1(10.0))))
 
-    def forward(self, batch_shape: Size = Size()) -> StudentT:
+    def forward(self, batch_shape: Size = SCALAR) -> StudentT:
         return StudentT(2 + nn.functional.softplus(self.df_raw), batch_shape)
 
     def extra_repr(self) -> str:

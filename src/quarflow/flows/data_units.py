@@ -3,9 +3,10 @@ r"""A flow over standardised columns, as a density in the data's own units."""
 from __future__ import annotations
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import Transform as TorchTransform
 
+from quarflow.flows.bases import SCALAR
 from quarflow.flows.flow import Flow, FlowDistribution
 from quarflow.transforms import Composed, Transform, call_and_ladj
 
@@ -20,11 +21,13 @@ class _Preprocessed(Transform):
         self.columns, self.dtype = columns, dtype
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised variables in the flow's type; the ladj stays in float64."""
         u, ladj = call_and_ladj(self.columns, x)
 
         return u.to(self.dtype), ladj
 
     def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Back to data units, in float64."""
         z = z.double()
         x = self.columns.inv(z)
 
@@ -62,7 +65,7 @@ class DataUnits(nn.Module):
             c = self.context_columns(c).to(self.dtype)
         inner = self.flow(c)
         transform = Composed([_Preprocessed(self.columns, self.dtype), inner.transform])
-        shape = Size() if c is None else c.shape[:-1]
+        shape = SCALAR if c is None else c.shape[:-1]
 
         return FlowDistribution(transform, inner.base, shape)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from quarflow.flows.bases import Base
+from quarflow.flows.bases import SCALAR, Base
 from quarflow.transforms import Composed, Transform
 
 __all__ = ["Flow", "FlowDistribution"]
@@ -27,11 +27,11 @@ class FlowDistribution(Distribution):
         context_shape: Batch shape of the context bound in f.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.real, 1)
     has_rsample = True
 
-    def __init__(self, transform: Transform, base: Base, context_shape: Size = Size()) -> None:
+    def __init__(self, transform: Transform, base: Base, context_shape: Size = SCALAR) -> None:
         super().__init__(context_shape, base.event_shape, validate_args=False)
         self.transform, self.base = transform, base
 
@@ -42,17 +42,21 @@ class FlowDistribution(Distribution):
 
         return self.base.log_prob(z) + ladj
 
-    def rsample(self, sample_shape: Any = Size(), generator: torch.Generator | None = None) -> Tensor:
+    def rsample(
+        self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Differentiable samples, shape (*sample_shape, *context_shape, D)."""
         return self.transform.inv(self.base.rsample(sample_shape, generator))
 
-    def sample(self, sample_shape: Any = Size(), generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Samples, shape (*sample_shape, *context_shape, D)."""
         with torch.no_grad():
             return self.rsample(sample_shape, generator)
 
     def rsample_and_log_prob(
-        self, sample_shape: Any = Size(), generator: torch.Generator | None = None
+        self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Differentiable samples and their log-densities, at the cost of the samples."""
         z = self.base.rsample(sample_shape, generator)
@@ -65,7 +69,9 @@ class FlowDistribution(Distribution):
         raise NotImplementedError("expand the context instead")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(base={type(self.base).__name__}, transform={self.transform!r})"
+        return (
+            f"{type(self).__name__}(base={type(self.base).__name__}, transform={self.transform!r})"
+        )
 
 
 class Flow(nn.Module, ABC):
@@ -77,8 +83,13 @@ class Flow(nn.Module, ABC):
     Arguments:
         features: Number D of features.
         context: Number C of context variables.
+
+    Attributes:
+        arguments: What the flow was made with, as JSON knows it; saved with models.
+        base: Module that gives the base distribution.
     """
 
+    arguments: dict[str, Any]
     base: nn.Module
 
     def __init__(self, features: int, context: int = 0) -> None:
@@ -99,7 +110,7 @@ class Flow(nn.Module, ABC):
             ValueError: if the context is missing, not wanted or of the wrong width.
         """
         self._check_context(c)
-        shape = Size() if c is None else c.shape[:-1]
+        shape = SCALAR if c is None else c.shape[:-1]
 
         return FlowDistribution(Composed(self.transforms(c)), self.base(shape), shape)
 

@@ -30,6 +30,7 @@ class ActNorms(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
 
     def forward(self) -> list[Affine]:
+        """The T affine maps."""
         return [
             Affine(shift, log_scale)
             for shift, log_scale in zip(self.shift.unbind(), self.log_scale.unbind(), strict=True)
@@ -45,6 +46,7 @@ class ActNorms(nn.Module):
         self.shift[step] = -x.mean(0) * log_scale.exp()
 
     def extra_repr(self) -> str:
+        """Shapes, for printing."""
         return f"features={self.shift.shape[1]}, steps={len(self.shift)}"
 
 
@@ -63,6 +65,7 @@ class LinearMixes(nn.Module):
         self.register_buffer("position", row * features + column, persistent=False)
 
     def forward(self) -> list[LinearLU]:
+        """The T linear maps."""
         T, D = self.log_diagonal.shape
         index = self.position.expand(T, -1)
         lower, upper = (
@@ -78,6 +81,7 @@ class LinearMixes(nn.Module):
         ]
 
     def extra_repr(self) -> str:
+        """Shapes, for printing."""
         T, D = self.log_diagonal.shape
 
         return f"features={D}, steps={T}"

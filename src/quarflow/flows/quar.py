@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from quarflow.flows.bases import base as make_base
 from quarflow.flows.flow import Flow
 from quarflow.flows.linear import ActNorms, LinearMixes
 from quarflow.nn import Branch
-from quarflow.transforms import QuARStep, Transform
+from quarflow.transforms import Affine, QuARStep, Transform
 
 __all__ = ["QuAR", "StepCertificate"]
 
@@ -95,7 +95,7 @@ class QuAR(Flow):
             raise ValueError(f"mix must be one of {MIXES}, not {mix!r}.")
 
         self.order, self.mix = order, mix
-        self.arguments: dict[str, Any] = {
+        self.arguments = {
             "features": features,
             "context": context,
             "transforms": transforms,
@@ -143,7 +143,7 @@ class QuAR(Flow):
             return False
         step = 0
         for transform in self.transforms(c):
-            if isinstance(transform, type(self.actnorms()[0])):
+            if isinstance(transform, Affine):
                 self.actnorms.normalize(step, x)
                 transform = self.actnorms()[step]
                 step += 1
@@ -153,7 +153,9 @@ class QuAR(Flow):
         return True
 
     @torch.no_grad()
-    def certificate(self, x: Tensor | None = None, c: Tensor | None = None) -> list[StepCertificate]:
+    def certificate(
+        self, x: Tensor | None = None, c: Tensor | None = None
+    ) -> list[StepCertificate]:
         """The certified bound on abs(d) of every step, and the largest abs(d) on given data.
 
         Arguments:
@@ -184,6 +186,7 @@ class QuAR(Flow):
         return found
 
     def extra_repr(self) -> str:
+        """Options, for printing."""
         return (
             f"features={self.features}, context={self.context}, order={self.order!r}, "
             f"mix={self.mix!r}"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from quarflow.nn.activations import Activation, activation
+from quarflow.nn.activations import Activation
+from quarflow.nn.activations import activation as lookup
 from quarflow.nn.linear import BlockTriangularLinear, diagonal_product
 from quarflow.nn.norms import NORMS, spectral_bound
+
+MAX_SIGMA = 0.9999  # so that 1 + d stays well above 0 in float32
 
 __all__ = ["BoundBranch", "Branch", "units_per_dimension"]
 
@@ -134,11 +138,10 @@ class Branch(nn.Module):
         self.features, self.norm, self.sigma = features, norm, sigma
         self.reverse = tuple(reverse)
         self.activation = activation
-        self._activation = _lookup(activation)
+        self._activation = lookup(activation)
         units = [1, *(units_per_dimension(h, features) for h in hidden_features), 1]
         self.layers = nn.ModuleList(
-            BlockTriangularLinear(features, a, b, reverse, context)
-            for a, b in zip(units, units[1:], strict=False)
+            BlockTriangularLinear(features, a, b, reverse, context) for a, b in pairwise(units)
         )
         # softplus(-1) = 0.31: at first, 3/4 of the budget that sigma allows.
         start = torch.full((len(self.reverse), features), -1.0)
@@ -172,7 +175,7 @@ class Branch(nn.Module):
         """
         layers = self._layers()
         weights = [layer.weight() for layer in layers]
-        blocks = [layer.diagonal for layer in layers]
+        blocks: list[Tensor] = [layer.diagonal for layer in layers]
         biases = [
             layer.bias
             if layer.context is None or c is None
@@ -215,10 +218,6 @@ def _per_step(x: Tensor, dims: int) -> Tensor:
     return x.reshape(len(x), *(1,) * (dims - 1), x.shape[-1])
 
 
-def _lookup(name: str) -> Activation:
-    return activation(name)
-
-
 def _check(
     features: int, hidden_features: Sequence[int], context: int, norm: str, sigma: float
 ) -> None:
@@ -234,9 +233,6 @@ def _check(
         raise ValueError(f"norm must be one of {sorted(NORMS)}, not {norm!r}.")
     if not 0 < sigma <= MAX_SIGMA:
         raise ValueError(
-            f"sigma must be above 0 and at most {MAX_SIGMA}, so that 1 + d stays above 0 in "
-            f"float32; it is {sigma}."
+            f"sigma must be above 0 and at most {MAX_SIGMA}, not {sigma}: the bound on abs(d) is "
+            f"strict, in float32 too."
         )
-
-
-MAX_SIGMA = 0.9999

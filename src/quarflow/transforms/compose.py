@@ -17,8 +17,8 @@ class Composed(Transform):
     Example:
         >>> import torch
         >>> from quarflow.transforms import Affine, Permutation
-        >>> t = Composed([Affine(torch.ones(2), torch.zeros(2)), Permutation(torch.tensor([1, 0]))])
-        >>> t(torch.tensor([1.0, 2.0]))
+        >>> shift, flip = Affine(torch.ones(2), torch.zeros(2)), Permutation(torch.tensor([1, 0]))
+        >>> Composed([shift, flip])(torch.tensor([1.0, 2.0]))
         tensor([3., 2.])
     """
 

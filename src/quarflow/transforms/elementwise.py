@@ -72,7 +72,7 @@ class Permutation(Transform):
         return z[..., self.order.argsort()], z.new_zeros(z.shape[:-1])
 
     @property
-    def sign(self) -> int:  # type: ignore[override]
+    def sign(self) -> int:
         """An odd permutation reverses orientation."""
         matrix = torch.eye(len(self.order), dtype=torch.float64)[self.order.cpu()]
 

@@ -33,9 +33,7 @@ class LinearLU(Transform):
 
     def __init__(self, lower: Tensor, upper: Tensor, log_diagonal: Tensor) -> None:
         super().__init__()
-        self.lower = lower.tril(-1) + torch.eye(
-            len(lower), dtype=lower.dtype, device=lower.device
-        )
+        self.lower = lower.tril(-1) + torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
         self.upper = upper.triu(1) + torch.diag_embed(log_diagonal.exp())
         self.log_diagonal = log_diagonal
 

@@ -1,0 +1,79 @@
+r"""What the estimator fits: rows with their noise, and the flow and settings it chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quarflow.data.columns import Columns
+from quarflow.flows import Flow, QuAR
+from quarflow.flows.data_units import DataUnits
+
+if TYPE_CHECKING:
+    from quarflow.training import TrainingSettings
+
+__all__ = ["TableRows", "build_flow", "build_settings", "data_units"]
+
+
+class TableRows:
+    """Some rows of a table in data units, with noise on the discrete columns.
+
+    Arguments:
+        rows, context: The whole table, (n, D), and its context, (n, C) or None.
+        columns: The fitted preprocessing, which knows the discrete columns.
+        index: Which rows.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[np.float64],
+        context: NDArray[np.float64] | None,
+        columns: Columns,
+        index: NDArray[np.int64],
+    ) -> None:
+        self.x = torch.from_numpy(rows[index])
+        self.c = None if context is None else torch.from_numpy(context[index])
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Rows (n, D) and context (n, C) in data units, float64."""
+        x = self.columns.dequantise(self.x[index], generator)
+
+        return x, None if self.c is None else self.c[index]
+
+
+def build_flow(chosen: Mapping[str, Any], features: int, context: int, seed: int) -> QuAR:
+    """The flow with the chosen arguments, initialised from a seed."""
+    names = ("transforms", "norm", "order", "activation", "sigma", "mix", "base")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+
+        return QuAR(
+            features,
+            context,
+            hidden_features=tuple(chosen["hidden_features"]),
+            **{name: chosen[name] for name in names},
+        )
+
+
+def build_settings(chosen: Mapping[str, Any], seed: int) -> TrainingSettings:
+    """The training settings among the chosen arguments."""
+    from quarflow.training import TrainingSettings
+
+    names = {field.name for field in fields(TrainingSettings)}
+
+    return TrainingSettings(seed=seed, **{k: v for k, v in chosen.items() if k in names})
+
+
+def data_units(flow: Flow, columns: Columns, context: Columns | None) -> DataUnits:
+    """The flow with the preprocessing of columns and context in front of it."""
+    return DataUnits(flow, columns.transform(), None if context is None else context.transform())
