@@ -185,8 +185,10 @@ class Branch(nn.Module):
 
         P = self.product(weights)  # (T, D) or (T, 1)
         theta = self.theta
+        # Rounding of sigma / P * P, and of sigma itself, must not lift abs(d) above sigma.
+        sigma = self.sigma * (1 - 4 * torch.finfo(P.dtype).eps)
         # P = theta = 0 only if the branch vanishes: any finite scale is right there.
-        scale = self.sigma / (theta + P).clamp_min(torch.finfo(P.dtype).tiny ** 0.5)
+        scale = sigma / (theta + P).clamp_min(torch.finfo(P.dtype).tiny ** 0.5)
         bound = scale * P
         weights[-1] = weights[-1] * scale[:, :, None]
         blocks[-1] = blocks[-1] * scale[:, :, None, None]

@@ -86,6 +86,17 @@ class Inverse(Transform):
         """The transform itself."""
         return self._forward
 
+    @property
+    def sign(self) -> int:
+        """Orientation is that of the transform."""
+        return self._forward.sign
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Inverse) and self._forward == other._forward
+
+    def __hash__(self) -> int:
+        return hash((Inverse, self._forward))
+
     def __repr__(self) -> str:
         return f"{self._forward!r}.inv"
 

@@ -3,6 +3,7 @@ r"""Composition of bijections."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor
 
@@ -43,6 +44,11 @@ class Composed(Transform):
             ladj = ladj + step
 
         return z, ladj
+
+    @property
+    def sign(self) -> int:
+        """Orientation is reversed by an odd number of reversals."""
+        return prod(t.sign for t in self.transforms)
 
     def __repr__(self) -> str:
         inner = "".join(f"\n  ({i}): {t!r}" for i, t in enumerate(self.transforms))
