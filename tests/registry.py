@@ -1,0 +1,222 @@
+"""One line per transform and per flow; tests/test_truths.py and test_flows.py go over them all.
+
+To add one: ``TRANSFORMS["name"] = TransformCase(constructor, features)`` or
+``FLOWS["name"] = FlowCase(constructor, features)``. Constructors take no argument and are called
+after ``torch.manual_seed``; they give float64 objects with random, not too tame, weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+
+from quarflow import QuAR
+from quarflow.data.columns import Column, Columns
+from quarflow.flows.data_units import DataUnits
+from quarflow.nn import ACTIVATIONS, Branch
+from quarflow.transforms import Affine, Composed, Inverse, LinearLU, Permutation, QuARStep
+
+__all__ = ["FLOWS", "TRANSFORMS", "FlowCase", "TransformCase", "branch", "shaken"]
+
+
+@dataclass(frozen=True)
+class TransformCase:
+    """A transform: its constructor, and what may be expected of it.
+
+    triangular: "lower" or "upper" Jacobian, or None.
+    through_inverse: test points are taken from the codomain (the domain is not all of R^D).
+    dtypes: that it keeps; ``cast`` gives it in another dtype.
+    """
+
+    make: Callable[[], Any]
+    features: int
+    triangular: str | None = None
+    through_inverse: bool = False
+    cast: Callable[[torch.dtype], Any] | None = None
+
+    def build(self):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return self.make()
+
+    def points(self, transform, *batch, scale=1.5):
+        x = scale * torch.randn(*batch, self.features, dtype=torch.float64)
+
+        return transform.inv(x) if self.through_inverse else x
+
+
+@dataclass(frozen=True)
+class FlowCase:
+    """A flow: its constructor (with weights), number of features and of context variables.
+
+    columns: whether the data are in data units (float64 in, whatever the dtype of the weights).
+    light_tails: whether 10 standard deviations hold all of the base.
+    """
+
+    make: Callable[[], Any]
+    features: int
+    context: int = 0
+    columns: bool = False
+
+    def build(self):
+        torch.manual_seed(1)
+
+        return self.make()
+
+    def points(self, flow, *batch):
+        """Values, and a context or None."""
+        c = self.contexts(*batch)
+        if self.columns:
+            with torch.no_grad():
+                return flow(c).sample((1,) if c is None and not batch else batch)[...], c
+        return 1.5 * torch.randn(*batch, self.features, dtype=torch.float64), c
+
+    def contexts(self, *batch):
+        return torch.randn(*batch, self.context, dtype=torch.float64) if self.context else None
+
+
+def shaken(module, size=0.4):
+    """The module in float64, every parameter moved: nothing is at its tame initial value."""
+    module = module.double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(size * torch.randn_like(p))
+
+    return module
+
+
+def branch(features=3, hidden=(8, 8), reverse=False, context=0, **options):
+    """One bound branch, float64, context of shape (C)."""
+    c = torch.randn(context, dtype=torch.float64) if context else None
+    made = shaken(Branch(features, hidden, [reverse], context, **options))
+
+    return made.bind(c)[0]
+
+
+def _step(**options):
+    return QuARStep(branch(**options))
+
+
+def _composed(dtype=torch.float64):
+    torch.manual_seed(2)
+    D = 3
+    parts = shaken(Branch(D, (9,), [False, True])).to(dtype).bind()
+    shift, log_scale = torch.randn(2, D, dtype=dtype)
+
+    return Composed(
+        [
+            Affine(shift, log_scale),
+            QuARStep(parts[0]),
+            Permutation(torch.tensor([1, 2, 0])),
+            _linear(D, dtype),
+            QuARStep(parts[1]),
+        ]
+    )
+
+
+def _affine(D=3, dtype=torch.float64):
+    return Affine(torch.randn(D, dtype=dtype), torch.randn(D, dtype=dtype))
+
+
+def _linear(D=4, dtype=torch.float64):
+    return LinearLU(
+        torch.randn(D, D, dtype=dtype),
+        torch.randn(D, D, dtype=dtype),
+        torch.randn(D, dtype=dtype),
+    )
+
+
+COLUMNS = (
+    Column(name="plain", mean=3.0, scale=2.0),
+    Column(name="whole", step=1.0, grid=1.0, mean=3.0, scale=2.0),
+    Column(name="lower", lower=1.0, mean=0.5, scale=0.7),
+    Column(name="upper", upper=4.0, mean=0.5, scale=0.7),
+    Column(name="both", lower=-1.0, upper=2.0, mean=0.3, scale=1.4),
+    Column(name="tails", center=0.5, spread=0.1, mean=0.2, scale=1.5),
+    Column(name="lower tails", lower=0.0, center=-1.0, spread=0.4, mean=0.2, scale=0.6),
+)
+
+TRANSFORMS: dict[str, TransformCase] = {
+    "affine": TransformCase(_affine, 3, "lower", cast=lambda t: _affine(dtype=t)),
+    "affine 1": TransformCase(partial(_affine, 1), 1, "upper", cast=lambda t: _affine(1, t)),
+    "permutation": TransformCase(
+        lambda: Permutation(torch.tensor([2, 0, 1])),
+        3,
+        cast=lambda _: Permutation(torch.tensor([2, 0, 1])),
+    ),
+    "linear": TransformCase(_linear, 4, cast=lambda t: _linear(dtype=t)),
+    "composed": TransformCase(_composed, 3, cast=_composed),
+    "composed nothing": TransformCase(
+        lambda: Composed([]), 2, "lower", cast=lambda _: Composed([])
+    ),
+    "inverse affine": TransformCase(
+        lambda: Inverse(_affine()), 3, "lower", cast=lambda t: Inverse(_affine(dtype=t))
+    ),
+    "inverse linear": TransformCase(lambda: Inverse(_linear()), 4),
+    "inverse step": TransformCase(lambda: Inverse(_step()), 3, "lower"),
+    "inverse composed": TransformCase(lambda: Inverse(_composed()), 3),
+    "columns": TransformCase(
+        lambda: Columns(COLUMNS).transform(), len(COLUMNS), "lower", through_inverse=True
+    ),
+    "inverse columns": TransformCase(
+        lambda: Columns(COLUMNS).transform().inv, len(COLUMNS), "lower"
+    ),
+}
+for _norm, _activation, _reverse, _context in product(
+    ("dimension", "operator"), ACTIVATIONS, (False, True), (0, 2)
+):
+    _options = {
+        "norm": _norm,
+        "activation": _activation,
+        "reverse": _reverse,
+        "context": _context,
+    }
+    TRANSFORMS[
+        f"step {_norm} {_activation}{' reversed' * _reverse}{' context' * (_context > 0)}"
+    ] = TransformCase(partial(_step, **_options), 3, "upper" if _reverse else "lower")
+for _name, _options in {
+    "1 feature": {"features": 1, "hidden": (6, 5)},
+    "one hidden layer": {"features": 4, "hidden": (8,)},
+    "one unit per dimension": {"features": 5, "hidden": (5, 5, 5)},
+    "four hidden layers": {"features": 2, "hidden": (6, 4, 8, 6)},
+    "no trick": {"features": 3, "trick": False},
+    "sigma 0.9999": {"features": 3, "sigma": 0.9999},
+}.items():
+    TRANSFORMS[f"step {_name}"] = TransformCase(
+        partial(_step, **_options), _options["features"], "lower"
+    )
+
+
+def _quar(features, context=0, transforms=3, hidden_features=(6, 6), **options):
+    return shaken(QuAR(features, context, transforms, hidden_features, **options), 0.15)
+
+
+def _data_units():
+    columns = Columns((COLUMNS[0], COLUMNS[2], COLUMNS[5]))
+    context = Columns((Column(name="c", mean=1.0, scale=2.0),))
+
+    return DataUnits(_quar(3, 1), columns.transform(), context.transform())
+
+
+FLOWS: dict[str, FlowCase] = {
+    "data units": FlowCase(_data_units, 3, 1, columns=True),
+}
+for _i, (_norm, _mix, _features, _context) in enumerate(
+    product(("dimension", "operator"), ("none", "lu"), (1, 2, 5), (0, 2))
+):
+    _options = {
+        "norm": _norm,
+        "mix": _mix,
+        # these two take turns, so that each meets every other option
+        "base": ("normal", "student-t")[(_i + _i // 2 + _i // 6) % 2],
+        "order": ("alternate", "fixed")[(_i // 2 + _i // 12) % 2],
+    }
+    FLOWS[f"quar {_features} {' '.join(_options.values())}{' context' * (_context > 0)}"] = (
+        FlowCase(partial(_quar, _features, _context, **_options), _features, _context)
+    )
+for _activation in ACTIVATIONS:
+    FLOWS[f"quar 2 {_activation}"] = FlowCase(partial(_quar, 2, activation=_activation), 2)
+FLOWS["quar 2 no trick"] = FlowCase(partial(_quar, 2, trick=False), 2)
