@@ -1,74 +1,102 @@
 r"""Activations that give value and derivative together.
 
-Each function maps a tensor of any shape to ``(phi(x), phi'(x))`` and satisfies
-:math:`\sup_x |\phi'(x)| \le 1`, so that the product of the layer norms bounds the diagonal.
+Each one maps a tensor of any shape to ``(phi(x), phi'(x))`` and satisfies
+:math:`\sup_x |\phi'(x)| \le 1`, so that the product of the layer norms bounds the diagonal. The
+second derivative, which training needs, follows from what the pass has computed already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Activation = Callable[[Tensor], tuple[Tensor, Tensor]]
-
 __all__ = ["ACTIVATIONS", "Activation", "activation", "elu", "lipswish", "sin", "tanh"]
 
 
-def elu(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""ELU with alpha = 1 (Clevert et al., 2015): the paper's choice.
+@dataclass(frozen=True)
+class Activation:
+    """An activation phi with its derivatives.
 
-    Its derivative has a kink at 0, so densities built on it are continuous but not smooth.
-
-    Example:
-        >>> elu(torch.tensor([-1.0, 2.0]))
-        (tensor([-0.6321,  2.0000]), tensor([0.3679, 1.0000]))
-    """
-    below = torch.expm1(x.clamp(max=0))
-
-    return torch.relu(x) + below, below + 1
-
-
-def sin(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Sine: infinitely smooth, bounded, and never saturated everywhere at once.
+    Attributes:
+        name: As users write it.
+        call: x to (phi(x), phi'(x)).
+        curvature: (x, phi(x), phi'(x)) to phi''(x).
+        curvature_needs_z: Whether the curvature reads x, so that x must be kept.
+        doc: One line about it.
 
     Example:
         >>> sin(torch.tensor([0.0, 1.0]))
         (tensor([0.0000, 0.8415]), tensor([1.0000, 0.5403]))
     """
-    return torch.sin(x), torch.cos(x)
+
+    name: str
+    call: Callable[[Tensor], tuple[Tensor, Tensor]]
+    curvature: Callable[[Tensor, Tensor, Tensor], Tensor]
+    curvature_needs_z: bool = False
+    doc: str = ""
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and derivative, of the shape of x."""
+        return self.call(x)
 
 
-def lipswish(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""LipSwish :math:`x \, \mathrm{sigmoid}(x) / 1.1` (Chen et al., 2019, section 4.2).
+def _elu(x: Tensor) -> tuple[Tensor, Tensor]:
+    below = torch.expm1(x.clamp(max=0))
 
-    The slope beta of the original is fixed at 1: the layers here are not normalised one by one,
-    so the weights before the activation already set its scale.
+    return torch.relu(x) + below, below + 1
 
-    Example:
-        >>> lipswish(torch.tensor([0.0, 1.0]))
-        (tensor([0.0000, 0.6646]), tensor([0.4545, 0.8433]))
-    """
+
+def _lipswish(x: Tensor) -> tuple[Tensor, Tensor]:
     s = torch.sigmoid(x)
     value = x * s
 
     return value / 1.1, (s + value * (1 - s)) / 1.1
 
 
-def tanh(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Hyperbolic tangent: infinitely smooth and bounded.
+def _lipswish_curvature(x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
 
-    Example:
-        >>> tanh(torch.tensor([0.0, 1.0]))
-        (tensor([0.0000, 0.7616]), tensor([1.0000, 0.4200]))
-    """
+    return s * (1 - s) * (2 + x * (1 - 2 * s)) / 1.1
+
+
+def _tanh(x: Tensor) -> tuple[Tensor, Tensor]:
     t = torch.tanh(x)
 
     return t, 1 - t * t
 
 
-ACTIVATIONS: dict[str, Activation] = {"elu": elu, "sin": sin, "lipswish": lipswish, "tanh": tanh}
+elu = Activation(
+    "elu",
+    _elu,
+    lambda x, value, slope: torch.where(value < 0, slope, torch.zeros_like(slope)),
+    doc="ELU with alpha = 1 (Clevert et al., 2015), the paper's. Its derivative has a kink at 0, "
+    "so densities built on it are continuous but not smooth.",
+)
+sin = Activation(
+    "sin",
+    lambda x: (torch.sin(x), torch.cos(x)),
+    lambda x, value, slope: -value,
+    doc="Sine: infinitely smooth, bounded, and never saturated everywhere at once.",
+)
+lipswish = Activation(
+    "lipswish",
+    _lipswish,
+    _lipswish_curvature,
+    curvature_needs_z=True,
+    doc="x sigmoid(x) / 1.1 (Chen et al., 2019, section 4.2). The slope beta of the original is "
+    "fixed at 1: layers are not normalised one by one here, so the weights already set it.",
+)
+tanh = Activation(
+    "tanh",
+    _tanh,
+    lambda x, value, slope: -2 * value * slope,
+    doc="Hyperbolic tangent: infinitely smooth and bounded.",
+)
+
+ACTIVATIONS: dict[str, Activation] = {a.name: a for a in (elu, sin, lipswish, tanh)}
 
 
 def activation(name: str) -> Activation:

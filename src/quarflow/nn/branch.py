@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from quarflow.nn.activations import Activation
 from quarflow.nn.activations import activation as lookup
-from quarflow.nn.linear import BlockTriangularLinear, diagonal_product
+from quarflow.nn.fused import value_and_diagonal
+from quarflow.nn.linear import BlockTriangularLinear
 from quarflow.nn.norms import NORMS, spectral_bound
 
 MAX_SIGMA = 0.9999  # so that 1 + d stays well above 0 in float32
@@ -51,19 +52,18 @@ class BoundBranch:
     reverse: bool
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Value F(x) and diagonal d of its Jacobian, both of the shape of x, (*, D)."""
-        h, t = x, None
-        for layer, (weight, block, bias) in enumerate(
-            zip(self.weights, self.blocks, self.biases, strict=True)
-        ):
-            h = fn.linear(h, weight, bias) if bias.dim() == 1 else fn.linear(h, weight) + bias
-            t = block.flatten() if t is None else diagonal_product(t, block)
-            if layer < len(self.weights) - 1:
-                h, slope = self.activation(h)
-                t = slope * t
-        assert t is not None
+        r"""Value F(x) and diagonal d of its Jacobian, shape (*, D) for x of shape (*, D)."""
+        batch = torch.broadcast_shapes(x.shape[:-1], self.batch_shape)
+        branch = self.flat(batch)
+        F, d = value_and_diagonal(
+            x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1]),
+            branch.weights,
+            branch.blocks,
+            branch.biases,
+            self.activation,
+        )
 
-        return h, t
+        return F.reshape(*batch, F.shape[-1]), d.reshape(*batch, F.shape[-1])
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -143,8 +143,8 @@ class Branch(nn.Module):
         self.layers = nn.ModuleList(
             BlockTriangularLinear(features, a, b, reverse, context) for a, b in pairwise(units)
         )
-        # softplus(-1) = 0.31: at first, 3/4 of the budget that sigma allows.
-        start = torch.full((len(self.reverse), features), -1.0)
+        # softplus(-4) = 0.02: at first nearly all of the budget that sigma allows.
+        start = torch.full((len(self.reverse), features), -4.0)
         self.theta_raw = nn.Parameter(start) if trick else None
 
     def product(self, weights: Sequence[Tensor]) -> Tensor:
