@@ -20,7 +20,7 @@ from quarflow.defaults import Defaults, choose_defaults
 from quarflow.fitting import TableRows, build_flow, build_settings, data_units
 from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
-from quarflow.frames import check_finite, check_numeric
+from quarflow.frames import check_finite, check_numeric, context_for, read_context
 from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
 
 __all__ = ["QuARDensity"]
@@ -169,8 +169,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         from quarflow.training import TrainingProgress, train
 
         rows = self._check_rows(X, reset=True)
-        self._context_names: list[str] = []
-        given = None if context is None else self._check_context(context, len(rows), reset=True)
+        given, context_names = (None, []) if context is None else read_context(context, len(rows))
         if len(rows) < LEAST_ROWS:
             raise ValueError(
                 f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
@@ -189,7 +188,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         context_columns = (
             None
             if given is None
-            else Columns.fit(given, self._context_names, discrete="none", tails=self.tails)
+            else Columns.fit(given, context_names, discrete="none", tails=self.tails)
         )
 
         valid_rows = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
@@ -352,7 +351,6 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         self.columns_ = Columns(tuple(model.config.columns))
         context = model.config.context_columns
         self.context_columns_ = None if context is None else Columns(tuple(context))
-        self._context_names = [c.name for c in context or []]
         self.settings_, self.metrics_ = model.config.settings, model.metrics
         self.history_ = model.log
         self.n_features_in_ = len(self.columns_.columns)
@@ -408,26 +406,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         )
         check_finite(rows, self._names())
 
-        return rows
-
-    def _check_context(self, context: Any, rows: int, reset: bool) -> NDArray[np.float64]:
-        check_numeric(context, "context")
-        given = np.array(context, dtype=np.float64, order="C", ndmin=2)
-        if given.ndim != 2 or (len(given) != rows):
-            raise ValueError(
-                f"context must have one row for each of the {rows} rows of X, not shape "
-                f"{given.shape}."
-            )
-        if reset:
-            names = getattr(context, "columns", None)
-            self._context_names = (
-                [f"c{i}" for i in range(given.shape[1])]
-                if names is None
-                else [str(name) for name in names]
-            )
-        check_finite(given, self._context_names, what="context column")
-
-        return given
+        return np.require(rows, requirements=["C", "W"])  # tensors cannot share read-only memory
 
     def _given_context(self, context: Any, rows: int) -> NDArray[np.float64] | None:
         if self.context_columns_ is None:
@@ -437,15 +416,8 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         wanted = self.context_columns_.names
         if context is None:
             raise ValueError(f"This density needs context: columns {', '.join(wanted)}.")
-        one = np.ndim(context) == 1 or (np.ndim(context) == 2 and len(context) == 1)
-        given = self._check_context(context, 1 if one else rows, reset=False)
-        if given.shape[1] != len(wanted):
-            raise ValueError(
-                f"context must have the {len(wanted)} columns {', '.join(wanted)}, not "
-                f"{given.shape[1]}."
-            )
 
-        return np.ascontiguousarray(np.broadcast_to(given, (rows, given.shape[1])))
+        return context_for(context, wanted, rows)
 
     def _names(self) -> list[str]:
         named = getattr(self, "feature_names_in_", None)

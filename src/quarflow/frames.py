@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_finite", "check_numeric"]
+__all__ = ["check_finite", "check_numeric", "context_for", "read_context"]
 
 
 def check_numeric(frame: Any, what: str) -> None:
@@ -68,3 +68,66 @@ def check_finite(rows: NDArray[np.float64], names: Sequence[str], what: str = "c
         f"The {what} {name!r} contains {kind} in row {row + 1} ({count} missing or infinite "
         f"value{'s' * (count > 1)} in all); drop or fill such rows first."
     )
+
+
+def read_context(context: Any, rows: int) -> tuple[NDArray[np.float64], list[str]]:
+    """Values (n, C) and column names of a context to fit with; c0, c1, ... without names.
+
+    Raises:
+        ValueError: if it does not have one row for each row of X, or holds no finite numbers.
+
+    Example:
+        >>> read_context([1.0, 2.0], rows=2)[1]
+        ['c0']
+    """
+    check_numeric(context, "context")
+    values = np.require(context, dtype=np.float64, requirements=["C", "W"])
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or len(values) != rows:
+        raise ValueError(
+            f"context must have one row for each of the {rows} rows of X, not shape "
+            f"{values.shape}."
+        )
+    names = getattr(context, "columns", None)
+    names = [f"c{i}" for i in range(values.shape[1])] if names is None else [*map(str, names)]
+    check_finite(values, names, what="context column")
+
+    return values, names
+
+
+def context_for(context: Any, wanted: Sequence[str], rows: int) -> NDArray[np.float64]:
+    """Values (rows, C) of a context to use a fitted density with.
+
+    A frame is taken by its column names; a single row, or C numbers, serve all the rows.
+
+    Raises:
+        ValueError: if columns are missing or the shape does not fit.
+
+    Example:
+        >>> context_for([1.0, 2.0], ["a", "b"], rows=3).shape
+        (3, 2)
+    """
+    names = getattr(context, "columns", None)
+    if names is not None:
+        missing = [name for name in wanted if name not in list(names)]
+        if missing:
+            raise ValueError(f"context lacks the column {missing[0]!r} that the density needs.")
+        context = context[list(wanted)]
+    elif np.ndim(context) == 1 and len(wanted) > 1:
+        context = np.asarray(context)[None]
+    elif np.ndim(context) == 0:
+        context = np.full((1, 1), context)
+    if np.ndim(context) == 2 and np.shape(context)[0] == 1:
+        values = np.broadcast_to(read_context(context, 1)[0], (rows, np.shape(context)[1]))
+    elif np.shape(context) == (1,):
+        values = np.broadcast_to(read_context(context, 1)[0], (rows, 1))
+    else:
+        values = read_context(context, rows)[0]
+    if values.shape[1] != len(wanted):
+        raise ValueError(
+            f"context must have the {len(wanted)} columns {', '.join(wanted)}, not "
+            f"{values.shape[1]}."
+        )
+
+    return np.ascontiguousarray(values)
