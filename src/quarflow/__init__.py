@@ -9,17 +9,41 @@ from quarflow._version import __version__
 
 if TYPE_CHECKING:
     from quarflow.estimator import QuARDensity
-    from quarflow.flows import Flow, QuAR
+    from quarflow.flows import (
+        Autoregressive,
+        Flow,
+        PlanarFlow,
+        QuAR,
+        RadialFlow,
+        ResidualFlow,
+        SylvesterFlow,
+    )
     from quarflow.solvers import InversionError
 
-__all__ = ["Flow", "InversionError", "QuAR", "QuARDensity", "__version__"]
+__all__ = [
+    "Autoregressive",
+    "Flow",
+    "InversionError",
+    "PlanarFlow",
+    "QuAR",
+    "QuARDensity",
+    "RadialFlow",
+    "ResidualFlow",
+    "SylvesterFlow",
+    "__version__",
+]
 
 # Where each name lives; it is imported when first asked for, so that importing quarflow is light.
 _HOMES = {
+    "Autoregressive": "quarflow.flows",
     "Flow": "quarflow.flows",
     "InversionError": "quarflow.solvers",
+    "PlanarFlow": "quarflow.flows",
     "QuAR": "quarflow.flows",
     "QuARDensity": "quarflow.estimator",
+    "RadialFlow": "quarflow.flows",
+    "ResidualFlow": "quarflow.flows",
+    "SylvesterFlow": "quarflow.flows",
 }
 
 

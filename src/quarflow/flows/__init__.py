@@ -1,6 +1,20 @@
 """Flows: transforms, parameters and a base make a density: floor 3."""
 
+from quarflow.flows.autoregressive import Autoregressive
 from quarflow.flows.flow import Flow, FlowDistribution
+from quarflow.flows.planar import PlanarFlow, RadialFlow, SylvesterFlow
 from quarflow.flows.quar import QuAR, StepCertificate
+from quarflow.flows.residual import ResidualDistribution, ResidualFlow
 
-__all__ = ["Flow", "FlowDistribution", "QuAR", "StepCertificate"]
+__all__ = [
+    "Autoregressive",
+    "Flow",
+    "FlowDistribution",
+    "PlanarFlow",
+    "QuAR",
+    "RadialFlow",
+    "ResidualDistribution",
+    "ResidualFlow",
+    "StepCertificate",
+    "SylvesterFlow",
+]

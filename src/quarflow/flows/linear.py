@@ -2,10 +2,12 @@ r"""Stacks of elementwise affine maps and linear mixes, with their parameters.""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from quarflow.transforms import Affine, LinearLU
+from quarflow.transforms import Affine, LinearLU, Transform
 
 __all__ = ["ActNorms", "LinearMixes"]
 
@@ -44,6 +46,30 @@ class ActNorms(nn.Module):
         log_scale = -(std + 1e-6).log()
         self.log_scale[step] = log_scale
         self.shift[step] = -x.mean(0) * log_scale.exp()
+
+    @torch.no_grad()
+    def initialize(self, chain: Sequence[Transform], x: Tensor) -> bool:
+        """Standardise the output of every affine map on x; only the first time.
+
+        Arguments:
+            chain: The transforms of the flow; its affine maps are these, in their order.
+            x: Data, shape (*, D).
+
+        Returns:
+            Whether anything was done: not on a flow that has been initialised or loaded.
+        """
+        if self.initialized:
+            return False
+        step = 0
+        for transform in chain:
+            if isinstance(transform, Affine):
+                self.normalize(step, x)
+                transform = self()[step]
+                step += 1
+            x = transform(x)
+        self.initialized.fill_(True)
+
+        return True
 
     def extra_repr(self) -> str:
         """Shapes, for printing."""

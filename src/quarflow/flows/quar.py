@@ -13,7 +13,7 @@ from quarflow.flows.bases import base as make_base
 from quarflow.flows.flow import Flow
 from quarflow.flows.linear import ActNorms, LinearMixes
 from quarflow.nn import Branch
-from quarflow.transforms import Affine, QuARStep, Transform
+from quarflow.transforms import QuARStep, Transform
 
 __all__ = ["QuAR", "StepCertificate"]
 
@@ -139,18 +139,8 @@ class QuAR(Flow):
             Whether anything was done: not on a flow that has been initialised or loaded.
         """
         self._check_context(c)
-        if self.actnorms.initialized:
-            return False
-        step = 0
-        for transform in self.transforms(c):
-            if isinstance(transform, Affine):
-                self.actnorms.normalize(step, x)
-                transform = self.actnorms()[step]
-                step += 1
-            x = transform.call_and_ladj(x)[0]
-        self.actnorms.initialized.fill_(True)
 
-        return True
+        return self.actnorms.initialize(self.transforms(c), x)
 
     @torch.no_grad()
     def certificate(

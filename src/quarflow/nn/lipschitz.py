@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as fn
@@ -109,8 +110,7 @@ class LipschitzMLP(nn.Module):
         self.activation = activation
         widths = [features, *hidden_features, features]
         self.layers = nn.ModuleList(
-            LipschitzLinear(steps, a, b, context, coeff)
-            for a, b in zip(widths, widths[1:], strict=False)
+            LipschitzLinear(steps, a, b, context, coeff) for a, b in pairwise(widths)
         )
         # softplus(0.5) = 0.97, where Chen et al. start.
         self.gain_raw = nn.Parameter(torch.full((steps, len(hidden_features)), 0.5))

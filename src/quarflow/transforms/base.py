@@ -81,6 +81,12 @@ class Inverse(Transform):
         """The transform's ``call_and_ladj``."""
         return self._forward.call_and_ladj(z)
 
+    def _call(self, x: Tensor) -> Tensor:
+        return self._forward._inverse(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._forward._call(y)
+
     @property
     def inv(self) -> Any:
         """The transform itself."""

@@ -45,6 +45,19 @@ class Composed(Transform):
 
         return z, ladj
 
+    def _call(self, x: Tensor) -> Tensor:
+        # No log-dets where none is asked for: some transforms do without them.
+        for transform in self.transforms:
+            x = transform._call(x)
+
+        return x
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        for transform in reversed(self.transforms):
+            y = transform._inverse(y)
+
+        return y
+
     @property
     def sign(self) -> int:
         """Orientation is reversed by an odd number of reversals."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from quarflow.nn.branch import BoundBranch
 from quarflow.solvers import Solution, solve
 from quarflow.transforms.base import Transform
+from quarflow.transforms.implicit import implicit_root
 
 __all__ = ["QuARStep"]
 
@@ -59,8 +59,7 @@ class QuARStep(Transform):
         """By :func:`quarflow.solvers.solve`; gradients by the implicit function theorem."""
         x = self.solve(z).x.reshape(self._shape(z))
         if torch.is_grad_enabled():
-            # The residual is zero in value and carries the gradients of weights, context and z.
-            x = _Implicit.apply(x, self.call_and_diagonal(x)[0] - z, self)
+            x = implicit_root(x, z, self._call_and_slope, reverse=not self.branch.reverse)
 
         return x, -self.call_and_ladj(x)[1]
 
@@ -76,6 +75,11 @@ class QuARStep(Transform):
 
         return solve(f, y, reverse=self.branch.reverse, **self.solver)
 
+    def _call_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, d = self.call_and_diagonal(x)
+
+        return z, 1 + d
+
     def _shape(self, z: Tensor) -> torch.Size:
         return torch.broadcast_shapes(z.shape, (*self.branch.batch_shape, z.shape[-1]))
 
@@ -83,38 +87,3 @@ class QuARStep(Transform):
         order = "reversed" if self.branch.reverse else "natural"
 
         return f"QuARStep(features={len(self.branch.bound)}, order={order})"
-
-
-class _Implicit(torch.autograd.Function):
-    r"""Identity on the root x of r(x) = 0, with :math:`dx = -J^{-1} \, dr` as its derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor, step: QuARStep) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.step = step
-
-        return x.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        (x,) = ctx.saved_tensors
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            z, d = ctx.step.call_and_diagonal(x)
-        slope = (1 + d.detach()).expand_as(x).reshape(-1, x.shape[-1])
-        right = grad.reshape_as(slope)
-        # Gradients can be of any size, tolerances are relative to about 1.
-        size = right.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(right.dtype).tiny)
-        right = right / size
-
-        def transposed(v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            # J^T is triangular the other way round: the same solver, with a linear map.
-            full = torch.zeros_like(slope).index_copy(0, rows, v)
-            (product,) = torch.autograd.grad(z, x, full.reshape_as(x), retain_graph=True)
-            return product.reshape_as(slope)[rows], slope[rows]
-
-        reverse = not ctx.step.branch.reverse
-        v = size * solve(transposed, right, reverse=reverse, start=right / slope).x
-
-        return None, -v.reshape_as(x), None
