@@ -118,7 +118,9 @@ def gaussian_nats(fit: np.ndarray, score: np.ndarray | None = None) -> float | N
         return None
     white = np.linalg.solve(factor, ((score - mean) / scale).T)
     logdet = float(np.log(np.diag(factor)).sum() + np.log(scale).sum())
-    return float(0.5 * (white**2).sum(0).mean() + logdet + 0.5 * fit.shape[1] * math.log(2 * math.pi))
+    return float(
+        0.5 * (white**2).sum(0).mean() + logdet + 0.5 * fit.shape[1] * math.log(2 * math.pi)
+    )
 
 
 def round_trip(

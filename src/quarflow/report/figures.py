@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
@@ -12,6 +13,8 @@ from quarflow.report.calibration import Calibration, ks_between
 from quarflow.report.style import DATA, INK, MODEL, MUTED, grid_of, styled
 
 WIDTH = 10.4  # inches; the page shows it at its full width
+
+Lattice = tuple[float, float] | None  # width and origin of a discrete column's lattice
 
 
 @styled
@@ -42,6 +45,7 @@ def training_figure(history: Sequence[dict]) -> Figure:
             ha="center" if 0.1 < (best + 1) / len(step) < 0.9 else ("right" if best else "left"),
             color=INK,
             fontsize=8.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
         )
     nats.set(xlabel="steps", ylabel="nats per row", title="Loss (lower is better)")
     nats.legend(loc="upper right")
@@ -53,39 +57,39 @@ def training_figure(history: Sequence[dict]) -> Figure:
     return figure
 
 
-def shown_range(values: np.ndarray, step: float | None = None) -> tuple[float, float]:
+def shown_range(values: np.ndarray, lattice: Lattice = None) -> tuple[float, float]:
     """Return where to draw one column: its central 99 % and a margin, its full range if close."""
     low, high = (float(edge) for edge in np.quantile(values, [0.005, 0.995]))
     least, most = float(values.min()), float(values.max())
     width = high - low
     low = least if low - least < 0.15 * width else low
     high = most if most - high < 0.15 * width else high
-    margin = max(0.04 * (high - low), 0.75 * (step or 0.0))
+    margin = max(0.04 * (high - low), 0.75 * (lattice[0] if lattice else 0.0))
     if margin <= 0:
         margin = 0.5 * max(abs(low), 1.0)
     return low - margin, high + margin
 
 
-def bins_of(low: float, high: float, step: float | None, bins: int = 50) -> np.ndarray:
+def bins_of(low: float, high: float, lattice: Lattice, bins: int = 50) -> np.ndarray:
     """Return bin edges over [low, high]; of a discrete column, halfway between its values."""
-    if step:
-        first, last = np.floor(low / step) - 0.5, np.ceil(high / step) + 0.5
+    if lattice:
+        width, origin = lattice
+        first = np.floor((low - origin) / width) - 0.5
+        last = np.ceil((high - origin) / width) + 0.5
         stride = max(1, round((last - first) / bins))
-        edges = np.arange(first, last + stride + 0.5, stride) * step
-        if len(edges) <= 4 * bins:
-            return edges
+        return np.arange(first, last + stride, stride) * width + origin
     return np.linspace(low, high, bins + 1)
 
 
 def draw_marginal(
-    panel: Axes, data: np.ndarray | None, samples: np.ndarray | None, step: float | None
+    panel: Axes, data: np.ndarray | None, samples: np.ndarray | None, lattice: Lattice
 ) -> None:
     """Draw the histogram of one column: data filled, samples as a line."""
     shown = data if data is not None else samples
     if shown is None:
         return
-    low, high = shown_range(shown, step)
-    edges = bins_of(low, high, step)
+    low, high = shown_range(shown, lattice)
+    edges = bins_of(low, high, lattice)
     for values, kind in ((data, "data"), (samples, "samples")):
         if values is None:
             continue
@@ -107,14 +111,14 @@ def pair_figure(
     data: np.ndarray,
     samples: np.ndarray,
     names: Sequence[str],
-    steps: Sequence[float | None] | None = None,
+    lattices: Sequence[Lattice] | None = None,
     *,
     points: int = 3000,
     seed: int = 0,
 ) -> Figure:
     """Draw all pairs of a few columns: data below the diagonal, as many samples above it."""
     size = data.shape[1]
-    steps = steps or [None] * size
+    lattices = lattices or [None] * size
     rng = np.random.default_rng(seed)
     points = min(points, len(data), len(samples))
     clouds = {
@@ -122,28 +126,29 @@ def pair_figure(
         MODEL: samples[rng.choice(len(samples), points, replace=False)],
     }
     side = {2: 3.3, 3: 2.9, 4: 2.4}.get(size, WIDTH / size)
-    figure = Figure(figsize=(side * size, side * size * 0.94), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.025, h_pad=0.025, wspace=0.0, hspace=0.0)
+    layout = ConstrainedLayoutEngine(w_pad=0.025, h_pad=0.025, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=(side * size, side * size * 0.94), layout=layout)
     panels = figure.subplots(size, size, squeeze=False)
-    limits = [shown_range(data[:, i], steps[i]) for i in range(size)]
+    limits = [shown_range(data[:, i], lattices[i]) for i in range(size)]
     for row in range(size):
         for column in range(size):
             panel = panels[row, column]
             if row == column:
-                draw_marginal(panel, data[:, row], samples[:, row], steps[row])
+                draw_marginal(panel, data[:, row], samples[:, row], lattices[row])
             else:
                 colour = DATA if row > column else MODEL
                 cloud = clouds[colour]
                 # Discrete columns: a little width makes the weight of each value visible.
                 shift = [
-                    (rng.random(points) - 0.5) * 0.6 * (steps[i] or 0.0) for i in (column, row)
+                    (rng.random(points) - 0.5) * 0.6 * (lattice[0] if lattice else 0.0)
+                    for lattice in (lattices[column], lattices[row])
                 ]
                 panel.plot(
                     cloud[:, column] + shift[0],
                     cloud[:, row] + shift[1],
                     linestyle="none",
                     marker=".",
-                    markersize=2.0,
+                    markersize=2.4,
                     markeredgewidth=0,
                     color=colour,
                     alpha=0.45 if points > 1500 else 0.7,
@@ -171,14 +176,14 @@ def marginals_figure(
     data: np.ndarray | None,
     samples: np.ndarray | None,
     names: Sequence[str],
-    steps: Sequence[float | None],
+    lattices: Sequence[Lattice],
 ) -> Figure:
     """Draw a histogram of every column given, (N, D) each: data filled, samples as a line."""
     figure, panels = grid_of(len(names), WIDTH, 1.75)
     for i, panel in enumerate(panels):
         ours = None if data is None else data[:, i]
         theirs = None if samples is None else samples[:, i]
-        draw_marginal(panel, ours, theirs, steps[i])
+        draw_marginal(panel, ours, theirs, lattices[i])
         panel.set_title(names[i])
         if ours is not None and theirs is not None:
             note = f"KS {ks_between(ours, theirs):.3f}"
@@ -188,8 +193,10 @@ def marginals_figure(
 
 
 @styled
-def quantile_figure(calibration: Calibration, shown: Sequence[int], names: Sequence[str]) -> Figure:
-    """Draw quantiles of latent coordinates against the normal's, less the normal's (a detrended QQ).
+def quantile_figure(
+    calibration: Calibration, shown: Sequence[int], names: Sequence[str]
+) -> Figure:
+    """Draw quantiles of latent coordinates less the normal's: a detrended QQ plot.
 
     A perfect fit is the horizontal line, within the band that chance allows 19 times in 20.
     """
@@ -197,7 +204,9 @@ def quantile_figure(calibration: Calibration, shown: Sequence[int], names: Seque
     count = len(calibration.scores)
     at = (np.arange(count) + 0.5) / count
     if count > 400:  # few points in the middle, all of the tails
-        keep = np.unique(np.r_[:60, np.linspace(0, count - 1, 300).astype(int), count - 60 : count])
+        keep = np.unique(
+            np.r_[:60, np.linspace(0, count - 1, 300).astype(int), count - 60 : count]
+        )
     else:
         keep = np.arange(count)
     at = at[keep]
@@ -208,7 +217,7 @@ def quantile_figure(calibration: Calibration, shown: Sequence[int], names: Seque
         panel.fill_between(normal, -band, band, color=MODEL, alpha=0.18, linewidth=0)
         panel.axhline(0, color=MODEL, linewidth=1)
         panel.plot(normal, seen - normal, color=DATA, linewidth=1.4)
-        reach = max(0.35, 1.15 * float(np.abs(seen - normal)[(at > 0.002) & (at < 0.998)].max()))
+        reach = max(0.35, 1.15 * float(np.abs(seen - normal)[np.abs(normal) < 3.1].max()))
         panel.set_ylim(-reach, reach)
         panel.set_xlim(normal[0], normal[-1])
         panel.set_title(names[i])

@@ -1,5 +1,6 @@
 """The fitted estimator as the report sees it: plain float64 arrays in, plain arrays out."""
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,15 @@ class Model:
         self.columns = estimator.columns_
         self.names: list[str] = list(self.columns.names)
         self.steps: list[float | None] = [column.step for column in self.columns.columns]
+        self.lattices = [
+            (column.grid, column.origin) if column.grid else None
+            for column in self.columns.columns
+        ]
         self.context_columns = getattr(estimator, "context_columns_", None)
         self.conditional = self.context_columns is not None
+        self.context_names: list[str] = (
+            [] if self.context_columns is None else list(self.context_columns.names)
+        )
 
     # -- what comes in
 
@@ -119,10 +127,12 @@ class Model:
     @torch.no_grad()
     def sweeps(self, z: np.ndarray, context: np.ndarray | None) -> list[dict]:
         """Return per step: the sweeps the solver took and the residual it left, to invert `z`."""
-        flow = self.estimator.flow_
+        flow = deepcopy(self.estimator.flow_).double()  # as the estimator samples
+        given = self._context(context)
         at = torch.as_tensor(z).to(next(flow.parameters()))
         found = []
-        for transform in reversed(flow(self._context(context)).transform.transforms):
+        chain = flow(None if given is None else given.double()).transform.transforms
+        for transform in reversed(chain):
             if hasattr(transform, "solve"):
                 solution = transform.solve(at)
                 at = solution.x.reshape(at.shape)

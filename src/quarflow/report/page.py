@@ -22,6 +22,7 @@ from quarflow.report.model import Model, ReportError
 from quarflow.report.names import labels, readable
 from quarflow.report.structure import most_structured
 from quarflow.report.style import data_uri, write_whole
+from quarflow.report.words import headline, number, settings_table
 
 SCORED = 200_000  # rows scored for the densities and the extremes
 SHOWN = 20_000  # rows for the calibration; as many samples at most
@@ -80,26 +81,6 @@ def render(content: dict[str, Any]) -> str:
     return environment.get_template("page.html.j2").render(**content)
 
 
-def number(value: Any, digits: int = 4) -> str:
-    """Write a number to be read.
-
-    >>> number(19020), number(0.00012345), number(3.0), number(1234567.8), number(None)
-    ('19,020', '0.0001234', '3', '1,234,568', '–')
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, int | np.integer):
-        return f"{int(value):,}"
-    value = float(value)
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "−∞" if value < 0 else "not a number"
-    if 1000 <= abs(value) < 1e9:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
-
-
 def gather(model: Model, X: Any, context: Any, *, title: str | None, seed: int) -> dict[str, Any]:
     """Return everything the template shows."""
     data, given = rows_of(model, X, context, seed)
@@ -108,12 +89,12 @@ def gather(model: Model, X: Any, context: Any, *, title: str | None, seed: int) 
         "version": __version__,
         "names": model.names,
         "features": len(model.names),
-        "context_names": list(model.context_columns.names) if model.conditional else [],
+        "context_names": model.context_names,
         "metrics": model.estimator.metrics_,
         "settings": settings_table(model),
         "preprocessing": list(model.columns.describe()),
         "context_preprocessing": (
-            list(model.context_columns.describe()) if model.conditional else []
+            [] if model.context_columns is None else list(model.context_columns.describe())
         ),
         "training": training(model),
         "data": None,
@@ -121,12 +102,10 @@ def gather(model: Model, X: Any, context: Any, *, title: str | None, seed: int) 
         "marginals": None,
         "calibration": None,
         "extremes": None,
-        "rows_given": 0 if X is None else len(data[0]) if data else 0,
     }
     samples, sample_context = samples_of(model, data, given, seed)
     if data is not None:
         values, given_context = data
-        content["rows_given"] = given
         scored = choice(len(values), SCORED, seed)
         scores = model.log_prob(values[scored], pick(given_context, scored))
         content["data"] = data_facts(model, values, scores, given, scored)
@@ -228,7 +207,7 @@ def comparison(
                 values[:, chosen],
                 samples[:, chosen],
                 [names[i] for i in chosen],
-                [model.steps[i] for i in chosen],
+                [model.lattices[i] for i in chosen],
                 seed=seed,
             )
             gap = np.abs(rank_correlations(values) - rank_correlations(samples))
@@ -253,7 +232,7 @@ def comparison(
         None if values is None else values[:, chosen],
         None if samples is None else samples[:, chosen],
         [names[i] for i in chosen],
-        [model.steps[i] for i in chosen],
+        [model.lattices[i] for i in chosen],
     )
     result["marginals"] = {
         "figure": data_uri(drawn),
@@ -289,8 +268,8 @@ def calibration(
     sampled = None if samples is None else model.log_prob(samples, sample_context)
     return {
         "joint": data_uri(figures.joint_figure(found, scores, sampled)),
-        "pit": data_uri(figures.pit_figure(found, worst, [titles[i] for i in worst])),
-        "quantiles": data_uri(figures.quantile_figure(found, worst, [titles[i] for i in worst])),
+        "pit": data_uri(figures.pit_figure(found, worst, titles)),
+        "quantiles": data_uri(figures.quantile_figure(found, worst, titles)),
         "shown": len(worst),
         "rows": len(z),
         "mixed": mixed,
@@ -377,58 +356,3 @@ def certificate(
         }
     result["certificate"] = steps
     return result
-
-
-def settings_table(model: Model) -> list[dict[str, str]]:
-    """Return every setting, and whether the user chose it."""
-    asked = model.estimator.get_params(deep=False)
-    result = []
-    for key, value in model.estimator.settings_.items():
-        automatic = key not in asked or asked[key] in ("auto", None)
-        result.append(
-            {
-                "name": str(key),
-                "value": readable(plain(value), 160),
-                "by": "chosen from the data" if automatic and key in asked else "",
-            }
-        )
-    return result
-
-
-def plain(value: Any) -> str:
-    """Write a setting as one would type it."""
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, list | tuple):
-        return ", ".join(plain(item) for item in value)
-    if isinstance(value, dict):
-        return "; ".join(f"{key}: {plain(item)}" for key, item in value.items()) or "none"
-    return "none" if value is None else str(value)
-
-
-def headline(content: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the few figures that come first."""
-    metrics, data, found = content["metrics"], content["data"], content["calibration"]
-    tiles = []
-    if data and data["nats"] is not None:
-        note = f"± {number(data['error'], 2)}, mean −log p of {number(data['scored'])} rows given"
-        tiles.append({"value": f"{data['nats']:.3f}", "unit": "nats", "note": note})
-        if data["gaussian"] is not None:
-            lead = data["gaussian"] - data["nats"]
-            word = "better" if lead >= 0 else "worse"
-            note = f"{word} than a full-covariance Gaussian fitted to the same rows"
-            tiles.append({"value": f"{abs(lead):.3f}", "unit": "nats", "note": note})
-    valid = metrics.get("valid_nats")
-    if valid is not None:
-        note = f"on {number(metrics.get('valid_rows'))} validation rows"
-        tiles.append({"value": f"{valid:.3f}", "unit": "nats", "note": note})
-    if found:
-        note = f"KS distance of the joint calibration; chance alone: {found['chance']:.3f}"
-        tiles.append({"value": f"{found['joint_ks']:.3f}", "unit": "", "note": note})
-    bound = max(step["bound"] for step in content["certificate"])
-    note = "certified bound on abs(d), below 1: invertible everywhere"
-    tiles.append({"value": f"{bound:.3f}", "unit": "", "note": note})
-    if content["inversion"]:
-        note = "largest relative error of samples there and back"
-        tiles.append({"value": f"{content['inversion']['error']:.0e}", "unit": "", "note": note})
-    return tiles

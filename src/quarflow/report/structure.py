@@ -67,7 +67,9 @@ def structure(values: np.ndarray, seed: int = 0) -> np.ndarray:
     return result
 
 
-def most_structured(values: np.ndarray, count: int = 5, seed: int = 0, rows: int = 5000) -> list[int]:
+def most_structured(
+    values: np.ndarray, count: int = 5, seed: int = 0, rows: int = 5000
+) -> list[int]:
     """Return up to `count` columns of `values` (N, D), picked by `structure`, in column order.
 
     The pair furthest from Gaussian comes first; then, one at a time, the column with the most

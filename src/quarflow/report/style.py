@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ INK = "#2a2f36"
 MUTED = "#7b848f"
 GRID = "#e6e9ed"
 
-RC: dict[str, object] = {
+RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
