@@ -21,7 +21,7 @@ from quarflow.report.calibration import (
 from quarflow.report.model import Model, ReportError
 from quarflow.report.names import labels, readable
 from quarflow.report.structure import most_structured
-from quarflow.report.style import data_uri, write_whole
+from quarflow.report.style import picture, write_whole
 from quarflow.report.words import headline, number, settings_table
 
 SCORED = 200_000  # rows scored for the densities and the extremes
@@ -174,7 +174,7 @@ def training(model: Model) -> dict[str, Any] | None:
     history = [dict(entry) for entry in model.estimator.history_ or []]
     if not history:
         return None
-    return {"figure": data_uri(figures.training_figure(history)), "evaluations": len(history)}
+    return {"figure": picture(figures.training_figure(history)), "evaluations": len(history)}
 
 
 def data_facts(
@@ -213,7 +213,7 @@ def comparison(
             gap = np.abs(rank_correlations(values) - rank_correlations(samples))
             at = np.unravel_index(int(gap.argmax()), gap.shape)
             result["pairs"] = {
-                "figure": data_uri(drawn),
+                "figure": picture(drawn),
                 "count": len(chosen),
                 "all": len(chosen) == len(names),
                 "gap": float(gap.max()),
@@ -235,7 +235,7 @@ def comparison(
         [model.lattices[i] for i in chosen],
     )
     result["marginals"] = {
-        "figure": data_uri(drawn),
+        "figure": picture(drawn),
         "count": len(chosen),
         "ks": max(compare) if compare else None,
         "ks_name": model.names[int(np.argmax(compare))] if compare else None,
@@ -267,9 +267,9 @@ def calibration(
     titles = [f"z{i + 1}" if mixed else f"z{i + 1}  {own[i]}" for i in range(z.shape[1])]
     sampled = None if samples is None else model.log_prob(samples, sample_context)
     return {
-        "joint": data_uri(figures.joint_figure(found, scores, sampled)),
-        "pit": data_uri(figures.pit_figure(found, worst, titles)),
-        "quantiles": data_uri(figures.quantile_figure(found, worst, titles)),
+        "joint": picture(figures.joint_figure(found, scores, sampled)),
+        "pit": picture(figures.pit_figure(found, worst, titles)),
+        "quantiles": picture(figures.quantile_figure(found, worst, titles)),
         "shown": len(worst),
         "rows": len(z),
         "mixed": mixed,

@@ -72,8 +72,8 @@ def most_structured(
 ) -> list[int]:
     """Return up to `count` columns of `values` (N, D), picked by `structure`, in column order.
 
-    The pair furthest from Gaussian comes first; then, one at a time, the column with the most
-    structure against those picked already.
+    Pairs are taken from the furthest from Gaussian on, until their columns are enough; a last
+    place that no whole pair fits in goes to the column with the most structure against the rest.
     """
     features = values.shape[1]
     if features <= count:
@@ -81,11 +81,16 @@ def most_structured(
     if len(values) > rows:
         values = values[np.random.default_rng(seed).choice(len(values), rows, replace=False)]
     gaps = structure(values, seed)
-    chosen = [int(at) for at in np.unravel_index(int(gaps.argmax()), gaps.shape)]
-    if chosen[0] == chosen[1]:  # no structure at all: any columns do
-        chosen = [0, 1]
+    first, second = np.triu_indices(features, 1)
+    chosen: list[int] = []
+    for at in np.argsort(-gaps[first, second], kind="stable"):
+        new = [int(i) for i in (first[at], second[at]) if i not in chosen]
+        if len(chosen) + len(new) <= count:
+            chosen += new
+        if len(chosen) >= count - 1:
+            break
     while len(chosen) < count:
-        gain = gaps[chosen].sum(0)
+        gain = gaps[chosen].max(0)
         gain[chosen] = -1.0
         chosen.append(int(gain.argmax()))
     return sorted(chosen)

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 DATA = "#2b5c8a"  # the rows that were given
 MODEL = "#d9772b"  # what the model says: samples, expectations
@@ -87,9 +89,18 @@ def png(figure: Figure, dpi: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(figure: Figure, dpi: int = 160) -> str:
-    """Return the figure as a `data:` address, so that the page needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(png(figure, dpi)).decode("ascii")
+@dataclass(frozen=True)
+class Picture:
+    """A figure inside the page: a `data:` address, so that the page needs no other file."""
+
+    address: str
+    width: int  # in the page's pixels, so that text has the same size in every figure
+
+
+def picture(figure: Figure, dpi: int = 160) -> Picture:
+    """Return the figure as it goes into the page."""
+    content = base64.b64encode(png(figure, dpi)).decode("ascii")
+    return Picture("data:image/png;base64," + content, round(figure.get_figwidth() * 92))
 
 
 def save_png(figure: Figure, path: Path, dpi: int = 160) -> None:
@@ -112,8 +123,11 @@ def grid_of(count: int, width: float, height: float, across: int = 4) -> tuple[F
     columns = min(count, across)
     rows = -(-count // columns)
     # Few panels keep the size they would have in a full row: no giant single histogram.
-    shown = width if columns == across else max(width * columns / across, min(width, 5.2))
-    figure = Figure(figsize=(shown, height * rows + 0.1), layout="constrained")
+    shown = width if columns == across else min(width, 3.5 * columns)
+    if columns < across:
+        height *= 1.3
+    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.05, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=(shown, height * rows + 0.1), layout=layout)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels[count:]:
         panel.set_axis_off()

@@ -1,0 +1,176 @@
+"""What the commands share: plain errors with exit code 2, checks of paths, lists of names."""
+
+from __future__ import annotations
+
+import dis
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+PACKAGE = str(Path(__file__).resolve().parents[1])
+FAILED, INTERRUPTED = 2, 130
+
+
+class CommandError(ValueError):
+    """A command that cannot be carried out as asked, said in a plain sentence or two."""
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the user's errors into a sentence and exit code 2; bugs keep their traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("Interrupted; nothing was written.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of our output has gone: `quarflow info m | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(0) from None
+        except OSError as error:
+            fail(_about_file(error))
+        except Exception as error:
+            if not on_purpose(error):
+                raise
+            fail(str(error))
+
+    return run
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with a message on standard error."""
+    typer.echo(f"quarflow: {message}", err=True)
+    raise typer.Exit(FAILED)
+
+
+def on_purpose(error: Exception) -> bool:
+    """Tell whether an error is a message to the user: raised, by name, in a `raise` of ours.
+
+    A ValueError that numpy or torch throws at our code is a bug, and so are all other kinds.
+    """
+    from quarflow.solvers import InversionError
+
+    if not isinstance(error, ValueError | InversionError):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    raised = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    ours = code.co_filename.startswith(PACKAGE) or "sklearn" in Path(code.co_filename).parts
+    return raised and ours
+
+
+def _about_file(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}." if error.filename else f"{reason}."
+
+
+def check_output(path: Path, endings: Sequence[str], inputs: Sequence[Path] = ()) -> None:
+    """Refuse, before any work, a file that could not be written or that would eat an input."""
+    if path.suffix.lower() not in endings:
+        known = endings[0] if len(endings) == 1 else f"one of {', '.join(endings)}"
+        raise CommandError(f"{path}: the name of the file to write must end in {known}.")
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder, not a file.")
+    if not path.parent.is_dir():
+        raise CommandError(f"There is no folder {path.parent} to write {path.name} to.")
+    if not os.access(path.parent, os.W_OK):
+        raise CommandError(f"The folder {path.parent} cannot be written to.")
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise CommandError(f"{path} is the input; give another file to write to.")
+
+
+def names_of(text: str | None, option: str) -> list[str] | None:
+    """Split `a,b` into names; names with commas in them come as JSON: `["a,b", "c"]`.
+
+    >>> names_of("a, b", "--columns")
+    ['a', 'b']
+    >>> names_of('["a,b"]', "--columns")
+    ['a,b']
+    """
+    if text is None:
+        return None
+    if text.lstrip().startswith("["):
+        try:
+            names = json.loads(text)
+        except ValueError:
+            names = None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return _distinct(names, option)
+    return _distinct([name.strip() for name in text.split(",")], option)
+
+
+def _distinct(names: list[str], option: str) -> list[str]:
+    if not names or "" in names:
+        raise CommandError(f"{option} takes names with commas between them, such as {option} a,b.")
+    for name in names:
+        if names.count(name) > 1:
+            raise CommandError(f"{option} names the column {name!r} twice.")
+    return names
+
+
+def frame_of(names: Sequence[str], values: Any) -> Any:
+    """Return a polars frame of float64 columns."""
+    import polars as pl
+
+    return pl.DataFrame({name: values[:, i] for i, name in enumerate(names)})
+
+
+def load(model: Path) -> Any:
+    """Return the fitted estimator saved in a folder."""
+    from quarflow import QuARDensity
+
+    if not model.is_dir():
+        raise CommandError(f"There is no model folder {model}.")
+    if not (model / "config.json").exists() and (model / "checkpoint").is_dir():
+        raise CommandError(
+            f"{model} holds an unfinished run and no model yet. "
+            f"Finish it first: quarflow fit DATA -o {model} --resume"
+        )
+    return QuARDensity.load(model)
+
+
+def split(estimator: Any, values: Any) -> tuple[Any, Any]:
+    """Return a frame of the modelled columns and an array of the context columns, or None."""
+    names = list(estimator.columns_.names)
+    rest = values[:, len(names) :]
+    if not hasattr(estimator, "feature_names_in_"):
+        X = values[:, : len(names)]
+    else:
+        X = frame_of(names, values)
+    return X, (rest if estimator.context_columns_ is not None else None)
+
+
+def needed(estimator: Any) -> list[str]:
+    """Return the columns a table must have: those modelled, then those of the context."""
+    context = estimator.context_columns_
+    return list(estimator.columns_.names) + ([] if context is None else list(context.names))
+
+
+def duration(seconds: float) -> str:
+    """Write a time to be read.
+
+    >>> duration(4.25), duration(95)
+    ('4.2 s', '1 min 35 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60} s"
+
+
+def quoted(path: Path | str) -> str:
+    """Write a path as one would type it in a shell."""
+    import shlex
+
+    return shlex.quote(str(path))

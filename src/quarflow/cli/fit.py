@@ -1,0 +1,245 @@
+"""`quarflow fit`: from a table to a model folder."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quarflow.cli.common import (
+    INTERRUPTED,
+    CommandError,
+    duration,
+    frame_of,
+    names_of,
+    quoted,
+)
+
+CHECKPOINT = "checkpoint"
+OWN_OPTIONS = {
+    "minutes": "--minutes",
+    "max_epochs": "--max-epochs",
+    "random_state": "--seed",
+    "device": "--device",
+    "resume": "--resume",
+    "checkpoint": "-o",
+    "verbose": "",
+}
+
+
+def fit(
+    data: Annotated[Path, typer.Argument(help="The table: .csv, .parquet, .npy or .npz.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")],
+    columns: Annotated[
+        str | None, typer.Option(help="Columns to model, a,b,c; by default all but the context.")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Columns to condition on instead of modelling them.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget for the training.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(help="Passes over the rows, at most.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was cut off.")
+    ] = (False),
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Leave out rows with missing values.")
+    ] = False,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of QuARDensity; repeatable."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the model that is in the folder.")
+    ] = False,
+) -> None:
+    """Fit a density to a table and save it as a folder.
+
+    Ctrl-C stops early and keeps the best model so far.
+
+    \b
+    Example:
+      quarflow fit data.csv -o model
+      quarflow fit data.parquet -o model --columns mass,energy --context angle --minutes 5
+      quarflow fit data.csv -o model --set hidden_features=[64,64] --set 'bounds={"age":[0,null]}'
+    """
+    if resume and force:
+        raise CommandError(
+            "--resume goes on with a run and --force replaces it; give one of them."
+        )
+    if resume and _is_finished(output):
+        typer.echo(f"{output} holds a finished model; there is nothing to resume.")
+        return
+    fresh = _check_folder(output, resume, force)
+    parameters = _parameters(
+        setting or [], minutes=minutes, max_epochs=max_epochs, random_state=seed, device=device
+    )
+    names, context_names = _names(data, columns, context)
+    if resume and fresh:
+        typer.echo(f"There is nothing to resume in {output}: starting afresh.")
+    estimator, table = _fit(
+        data, names, context_names, output, parameters, drop_missing, resume and not fresh
+    )
+    _save(estimator, output)
+    _tell(estimator, table, data, output)
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / CHECKPOINT).exists()
+
+
+def _check_folder(folder: Path, resume: bool, force: bool) -> bool:
+    """Refuse a folder that holds something else; tell whether there is no run to resume."""
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"{folder} is a file; give the model a folder of its own.")
+    if not folder.exists() or not any(folder.iterdir()):
+        parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+        if not os.access(parent, os.W_OK):
+            raise CommandError(f"The folder {parent} cannot be written to.")
+        return True
+    finished, unfinished = (folder / "config.json").is_file(), (folder / CHECKPOINT).is_dir()
+    inside = {entry.name for entry in folder.iterdir()}
+    if (not finished and inside > {CHECKPOINT}) or not (finished or unfinished):
+        raise CommandError(f"{folder} holds other files; give the model a folder of its own.")
+    if finished and not _is_ours(folder):
+        raise CommandError(f"{folder} holds something else than a quarflow model; choose another.")
+    if resume or force:
+        return not unfinished
+    if unfinished:
+        raise CommandError(
+            f"{folder} holds a run that is not finished. "
+            "Go on with it by --resume, or start again by --force."
+        )
+    raise CommandError(
+        f"{folder} already holds a model. Replace it by --force, or choose another."
+    )
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("format") == "quarflow model"
+
+
+def _parameters(assignments: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Return arguments of QuARDensity from `--set key=value` and the command's own options."""
+    from quarflow import QuARDensity
+
+    known = inspect.signature(QuARDensity).parameters
+    result = {key: value for key, value in options.items() if value is not None}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals:
+            raise CommandError(f"--set takes key=value, such as --set transforms=4, not {key!r}.")
+        if OWN_OPTIONS.get(key):
+            raise CommandError(f"--set {key} is not needed: use {OWN_OPTIONS[key]} instead.")
+        if key not in known or key in OWN_OPTIONS:
+            valid = ", ".join(name for name in known if name not in OWN_OPTIONS)
+            raise CommandError(f"There is no setting {key!r}. The settings are: {valid}.")
+        try:
+            result[key] = json.loads(text)
+        except ValueError:
+            result[key] = text
+    return result
+
+
+def _names(data: Path, columns: str | None, context: str | None) -> tuple[list[str], list[str]]:
+    """Return the columns to model, empty for all of a table without context; and the context's."""
+    from quarflow.data import column_names
+
+    wanted = names_of(columns, "--columns") or []
+    given = names_of(context, "--context") or []
+    for name in given:
+        if name in wanted:
+            raise CommandError(f"The column {name!r} is in --columns and in --context.")
+    if given and not wanted:
+        wanted = [name for name in column_names(data) if name not in given]
+        if not wanted:
+            raise CommandError("All columns are in --context; leave at least one to model.")
+    return wanted, given
+
+
+def _fit(
+    data: Path,
+    names: list[str],
+    context_names: list[str],
+    output: Path,
+    parameters: dict[str, Any],
+    drop_missing: bool,
+    resume: bool,
+) -> tuple[Any, Any]:
+    from quarflow import QuARDensity
+    from quarflow.data import read_table
+
+    table = read_table(data, [*names, *context_names] or None, drop_missing=drop_missing)
+    if table.dropped:
+        typer.echo(f"{table.dropped:,} rows with missing values were left out.")
+    width = len(table.names) - len(context_names)
+    X = frame_of(table.names[:width], table.values)
+    given = frame_of(context_names, table.values[:, width:]) if context_names else None
+    estimator = QuARDensity(
+        **parameters, checkpoint=output / CHECKPOINT, resume=resume, verbose=True
+    )
+    existed = output.exists()
+    try:
+        estimator.fit(X, context=given)
+    except KeyboardInterrupt:
+        _tidy(output, existed)
+        typer.echo("Interrupted before there was anything to keep.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except ValueError:
+        _tidy(output, existed)
+        raise
+    return estimator, table
+
+
+def _tidy(output: Path, existed: bool) -> None:
+    """Remove the folder that this command made, if nothing worth keeping is in it."""
+    if not existed and output.is_dir():
+        for folder in (output / CHECKPOINT, output):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _save(estimator: Any, output: Path) -> None:
+    """Save the model; the checkpoint of a run stopped by Ctrl-C stays, to go on from."""
+    checkpoint = output / CHECKPOINT
+    aside = output.with_name(f".{output.name}.{os.getpid()}.checkpoint")
+    keep = bool(estimator.metrics_.get("interrupted")) and checkpoint.is_dir()
+    if keep:
+        os.rename(checkpoint, aside)
+    try:
+        estimator.save(output)
+    finally:
+        if keep:
+            os.rename(aside, checkpoint)
+    if not keep and checkpoint.is_dir():
+        shutil.rmtree(checkpoint)
+
+
+def _tell(estimator: Any, table: Any, data: Path, output: Path) -> None:
+    metrics = estimator.metrics_
+    context = f" given {metrics['context']}" if metrics.get("context") else ""
+    typer.echo(
+        f"{metrics['rows']:,} rows, {len(estimator.columns_.names)} columns{context}, "
+        f"{metrics['parameters']:,} parameters.\n"
+        f"Validation: {metrics['valid_nats']:.4f} nats per row, "
+        f"after {duration(metrics['seconds'])}.\n"
+        f"{metrics['stopped']}"
+    )
+    model, rows = quoted(output), quoted(data)
+    if metrics.get("interrupted"):
+        typer.echo(f"The best so far is saved in {output}; --resume goes on with the run.")
+    else:
+        typer.echo(f"Saved in {output}.")
+    typer.echo(f"Next: quarflow report {model} {rows} -o report.html")

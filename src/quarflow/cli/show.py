@@ -1,0 +1,116 @@
+"""`quarflow info` and `quarflow report`: what a model is, and how well it fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quarflow.cli.common import CommandError, check_output, duration, load, needed, split
+
+
+def info(model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")]) -> None:
+    """Show what a model is: its columns, settings, figures and certificate.
+
+    \b
+    Example:
+      quarflow info model
+    """
+    estimator = load(model)
+    from rich.console import Console
+    from rich.text import Text
+
+    from quarflow.report.names import readable
+    from quarflow.report.words import plain
+
+    console = Console(highlight=False)
+    metrics = estimator.metrics_
+    facts = {
+        "model": str(model),
+        "rows": f"{metrics.get('rows', 0):,}",
+        "columns": f"{len(estimator.columns_.names):,}",
+        "parameters": f"{metrics.get('parameters', 0):,}",
+        "validation": f"{metrics.get('valid_nats', float('nan')):.4f} nats per row",
+        "training": f"{metrics.get('steps', 0):,} steps, {duration(metrics.get('seconds', 0.0))}",
+        "stopped": str(metrics.get("stopped", "")),
+    }
+    console.print(_two_columns("Model", {key: Text(value) for key, value in facts.items()}))
+    context = estimator.context_columns_
+    names = [readable(name) for name in estimator.columns_.names]
+    shown = {"modelled": Text(", ".join(names))}
+    if context is not None:
+        shown["context"] = Text(", ".join(readable(name) for name in context.names))
+    sentences = list(estimator.columns_.describe())
+    sentences += [] if context is None else [f"Context: {line}" for line in context.describe()]
+    shown["preprocessing"] = Text(
+        "\n".join(readable(line, 300) for line in ["Every column is standardised.", *sentences])
+    )
+    console.print(_two_columns("Columns", shown))
+    settings = {key: Text(plain(value)) for key, value in estimator.settings_.items()}
+    console.print(_two_columns("Settings", settings))
+    console.print(_certificate(estimator))
+
+
+def _two_columns(title: str, rows: dict[str, Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, value)
+    return table
+
+
+def _certificate(estimator: Any) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="Certificate", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("step", "sigma", "certified bound on abs(d)"):
+        table.add_column(heading, justify="right")
+    for step in estimator.flow_.certificate():
+        table.add_row(str(step.step + 1), f"{step.sigma:.3f}", f"{step.bound:.4f}")
+    return table
+
+
+def report(
+    model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Rows to compare with; best, rows it was not fitted to."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File: .html.")] = Path(
+        "report.html"
+    ),
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Leave out rows with missing values.")
+    ] = False,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0, max=2**32 - 1)] = 0,
+) -> None:
+    """Write a page that shows how well a model fits: one HTML file with pictures.
+
+    \b
+    Example:
+      quarflow report model test.csv -o report.html
+    """
+    check_output(output, (".html", ".htm"), [] if data is None else [data])
+    estimator = load(model)
+    rows = context = None
+    if data is not None:
+        from quarflow.data import read_table
+
+        table = read_table(data, needed(estimator), drop_missing=drop_missing)
+        if table.dropped:
+            typer.echo(f"{table.dropped:,} rows with missing values were left out.")
+        rows, context = split(estimator, table.values)
+    elif drop_missing:
+        raise CommandError("--drop-missing needs a table of rows.")
+    from quarflow.report import write_report
+
+    name = title or f"Density model: {model.resolve().name}"
+    write_report(estimator, output, rows, context, title=name, seed=seed)
+    typer.echo(f"Written to {output}.")

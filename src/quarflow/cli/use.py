@@ -1,0 +1,184 @@
+"""`quarflow score` and `quarflow sample`: what a model is for."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quarflow.cli.common import (
+    CommandError,
+    check_output,
+    duration,
+    load,
+    needed,
+    split,
+)
+
+SCORE = "log_prob"
+CHUNK = 65_536
+
+
+def score(
+    model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")],
+    data: Annotated[Path, typer.Argument(help="The table: .csv, .parquet, .npy or .npz.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File: .csv or .parquet.")],
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Copy the columns that were used, too.")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave rows with missing values without score.")
+    ] = False,
+) -> None:
+    """Write the log-density of every row, in nats, as a column log_prob.
+
+    Rows keep their order, and the table may be larger than memory. Columns are found by name.
+
+    \b
+    Example:
+      quarflow score model new.csv -o scores.csv
+      quarflow score model new.parquet -o scores.parquet --keep
+    """
+    import numpy as np
+
+    from quarflow.data import TableWriter, iter_table
+
+    check_output(output, (".csv", ".parquet", ".pq"), [data])
+    estimator = load(model)
+    names = needed(estimator)
+    if keep and SCORE in names:
+        raise CommandError(f"--keep cannot copy the column {SCORE!r}: it has the scores' name.")
+    missing = "nan" if allow_missing else "error"
+    rows = scored = impossible = 0
+    total, start = 0.0, time.perf_counter()
+    with TableWriter(output) as writer:
+        for table in iter_table(data, names, chunk_rows=CHUNK, missing=missing):
+            values = table.values
+            whole = np.isfinite(values).all(1)
+            log_prob = np.full(len(values), np.nan)
+            if whole.any():
+                X, context = split(estimator, values[whole])
+                log_prob[whole] = estimator.score_samples(X, context=context)
+            kept = {name: values[:, i] for i, name in enumerate(names)} if keep else {}
+            writer.write({**kept, SCORE: log_prob})
+            finite = np.isfinite(log_prob)
+            rows += len(values)
+            scored += int(finite.sum())
+            impossible += int(np.isneginf(log_prob).sum())
+            total += float(log_prob[finite].sum())
+    seconds = time.perf_counter() - start
+    mean = f"mean log_prob {total / scored:.4f}, " if scored else ""
+    typer.echo(f"{rows:,} rows, {mean}{rows / max(seconds, 1e-9):,.0f} rows/s.")
+    if impossible:
+        typer.echo(f"{impossible:,} rows lie outside the bounds of a column: log_prob is -inf.")
+    if rows > scored + impossible:
+        typer.echo(f"{rows - scored - impossible:,} rows with missing values have no log_prob.")
+    typer.echo(f"Written to {output}.")
+
+
+def sample(
+    model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File: .csv, .parquet or .npy.")],
+    number: Annotated[int, typer.Option("-n", "--number", help="How many rows.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0, max=2**32 - 1)] = 0,
+    context_row: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=VALUE,...", help="The context to sample at (or as JSON)."),
+    ] = None,
+) -> None:
+    """Draw rows from a model.
+
+    \b
+    Example:
+      quarflow sample model -n 1000 -o samples.csv
+      quarflow sample model -n 1000 -o samples.parquet --context-row angle=0.5,charge=-1
+    """
+    import numpy as np
+
+    from quarflow.data import TableWriter
+
+    check_output(output, (".csv", ".parquet", ".pq", ".npy"))
+    estimator = load(model)
+    context = _context(estimator, context_row)
+    names = list(estimator.columns_.names)
+    start = time.perf_counter()
+    parts = -(-number // CHUNK)
+    # The first part is what estimator.sample(n, random_state=seed) gives.
+    seeds = [seed, *np.random.SeedSequence(seed).generate_state(parts - 1).tolist()]
+    counts = [min(CHUNK, number - part * CHUNK) for part in range(parts)]
+    drawn = (
+        estimator.sample(count, random_state=int(state), context=context)
+        for count, state in zip(counts, seeds, strict=True)
+    )
+    if output.suffix.lower() == ".npy":
+        _save_array(output, np.concatenate(list(drawn)))
+    else:
+        with TableWriter(output) as writer:
+            for rows in drawn:
+                writer.write({name: rows[:, i] for i, name in enumerate(names)})
+    seconds = time.perf_counter() - start
+    typer.echo(f"{number:,} samples in {duration(seconds)}, written to {output}.")
+
+
+def _save_array(path: Path, rows: Any) -> None:
+    import numpy as np
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, rows, allow_pickle=False)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _context(estimator: Any, text: str | None) -> Any:
+    """Return one row of context (C,) from `name=value,...` or a JSON object."""
+    import numpy as np
+
+    if estimator.context_columns_ is None:
+        if text is not None:
+            raise CommandError("This model has no context columns; leave --context-row out.")
+        return None
+    names = list(estimator.context_columns_.names)
+    example = ",".join(f"{name}=0" for name in names[:4])
+    if text is None:
+        raise CommandError(f"This model needs a context: give it by --context-row {example}")
+    given = _assignments(text, example)
+    for name in given:
+        if name not in names:
+            raise CommandError(
+                f"--context-row: {name!r} is not a context column. {_listed(names)}"
+            )
+    for name in names:
+        if name not in given:
+            raise CommandError(f"--context-row lacks {name!r}. {_listed(names)}")
+    try:
+        row = np.array([float(given[name]) for name in names])
+    except (TypeError, ValueError):
+        raise CommandError(f"--context-row takes numbers, such as {example}.") from None
+    if not np.isfinite(row).all():
+        raise CommandError(f"--context-row takes finite numbers, such as {example}.")
+    return row
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:12])
+    return f"The context columns are {shown}{', ...' if len(names) > 12 else ''}."
+
+
+def _assignments(text: str, example: str) -> dict[str, Any]:
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            raise CommandError("--context-row is not valid JSON.") from None
+        return dict(found)
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        raise CommandError(f"--context-row takes name=value,..., such as {example}.")
+    return {name.strip(): value for name, _, value in pairs}
