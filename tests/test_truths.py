@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from registry import TRANSFORMS, branch
 from torch.distributions import Normal, TransformedDistribution
 
 from quarflow.nn import ACTIVATIONS, Branch
 from quarflow.transforms import Composed, Inverse, Permutation, QuARStep
+from registry import TRANSFORMS, branch
 
 every = pytest.mark.parametrize("case", TRANSFORMS.values(), ids=TRANSFORMS)
 STEPS = {name: case for name, case in TRANSFORMS.items() if name.startswith("step")}

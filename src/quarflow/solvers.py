@@ -6,6 +6,7 @@ stops each sample on its residual, and raises when a sample did not get there.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -89,14 +90,16 @@ def solve(
         y: Right-hand sides, shape (N, D).
         method: One of :data:`METHODS`.
         tolerance: Largest residual, relative to 1 + abs(y).
-        max_iterations: Largest number of sweeps per sample; by default 50 + 2 D for the simple
-            methods (in D sweeps a triangular map is solved but for the curvature).
+        max_iterations: Largest number of sweeps of a sample, at least 1. By default as many as
+            the method needs: 50 + 2 D simultaneous ones (in D sweeps a triangular map is solved
+            but for the curvature), 20 times as many for ``fixed_point``, then the chunks.
         reverse: Whether variables depend on later ones, instead of on earlier ones.
         start: Where to start, shape (N, D); y by default.
 
     Raises:
         InversionError: if a sample does not converge.
-        ValueError: if there is no method of that name or y is not finite.
+        ValueError: if there is no method of that name, y is not finite, or max_iterations is
+            below 1.
 
     Example:
         >>> f = lambda x, rows: (x + x.sin() / 2, 1 + x.cos() / 2)
@@ -109,10 +112,12 @@ def solve(
     if not torch.isfinite(y).all():
         raise ValueError("y holds NaN or infinite values, which no x maps to.")
     tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
-    sweeps = max_iterations or 50 + 2 * y.shape[-1]
+    if max_iterations is not None and max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1, not {max_iterations}.")
+    limit = sys.maxsize if max_iterations is None else max_iterations
 
-    state = _State(f, y, y.clone() if start is None else start.clone(), tolerance)
-    METHODS[method](state, sweeps, reverse)
+    state = _State(f, y, y.clone() if start is None else start.clone(), tolerance, limit)
+    METHODS[method](state, 50 + 2 * y.shape[-1], reverse)
 
     failed = ~(state.residual <= tolerance)
     if failed.any():
@@ -125,16 +130,18 @@ def solve(
 class _State:
     """The best iterate of every sample so far, with its residual."""
 
-    def __init__(self, f: Map, y: Tensor, x: Tensor, tolerance: float) -> None:
-        self.f, self.y, self.x, self.tolerance = f, y, x, tolerance
+    def __init__(self, f: Map, y: Tensor, x: Tensor, tolerance: float, limit: int) -> None:
+        self.f, self.y, self.x, self.tolerance, self.limit = f, y, x, tolerance, limit
         self.scale = 1 + y.abs()
         self.slope = torch.ones_like(y)
         self.residual = y.new_full((len(y),), float("inf"))
         self.iterations = torch.zeros(len(y), dtype=torch.long, device=y.device)
 
     def open(self) -> Tensor:
-        """Samples that have not converged."""
-        return (~(self.residual <= self.tolerance)).nonzero().squeeze(-1)
+        """Samples that have not converged and have sweeps left."""
+        open_ = ~(self.residual <= self.tolerance) & (self.iterations < self.limit)
+
+        return open_.nonzero().squeeze(-1)
 
     def evaluate(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """f(x) - y and the slopes, counted as one sweep of those samples."""
@@ -158,7 +165,7 @@ def _sweep(state: _State, sweeps: int, newton: bool, patience: int) -> None:
     """Simultaneous sweeps over all variables, until converged, out of sweeps or out of hope."""
     rows = state.open()
     x, hope = state.x[rows], torch.full_like(rows, patience)
-    for _ in range(sweeps):
+    for _ in range(min(sweeps, state.limit)):
         if not len(rows):
             return
         error, slope = state.evaluate(x, rows)
@@ -214,6 +221,7 @@ def _evaluate_part(
     state: _State, active: Tensor, x: Tensor, part: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of the rows that are not done yet: which, their part of x, its error and slopes."""
+    rows = rows[state.iterations[active[rows]] < state.limit - 1]  # the last is for the residual
     error, slope = state.evaluate(x[rows], active[rows])
     error, slope = error[:, part], slope[:, part]
     # Half the tolerance leaves room for what later chunks are still to round.
@@ -224,9 +232,7 @@ def _evaluate_part(
     return rows, x[rows][:, part], error[going], slope[going]
 
 
-def _newton_part(
-    state: _State, active: Tensor, x: Tensor, part: Tensor, sweeps: int
-) -> None:
+def _newton_part(state: _State, active: Tensor, x: Tensor, part: Tensor, sweeps: int) -> None:
     """Newton-Jacobi on some variables of x, in place."""
     rows = torch.arange(len(active), device=x.device)
     for _ in range(sweeps):
@@ -250,7 +256,10 @@ def _bracketed(state: _State, active: Tensor, x: Tensor, part: Tensor) -> None:
         # f is increasing in its own variable, so the sign of the error says where the root is.
         low[rows] = torch.where(error < 0, at, low[rows])
         high[rows] = torch.where(error > 0, at, high[rows])
-        new, middle = at - error / slope, (low[rows] + high[rows]) / 2
+        middle = (low[rows] + high[rows]) / 2
+        # While one side is open, ever longer steps: slopes that mislead cannot hold it up.
+        stretch = torch.where(middle.isfinite(), 1.0, 2.0 ** (sweep // 8))
+        new = at - stretch * error / slope
         outside = (new <= low[rows]) | (new >= high[rows]) | (sweep % 4 == 3)
         new = torch.where(outside & middle.isfinite(), middle, new)
         x[rows[:, None], part] = new
