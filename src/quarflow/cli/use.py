@@ -72,7 +72,8 @@ def score(
             total += float(log_prob[finite].sum())
     seconds = time.perf_counter() - start
     mean = f"mean log_prob {total / scored:.4f}, " if scored else ""
-    typer.echo(f"{rows:,} rows, {mean}{rows / max(seconds, 1e-9):,.0f} rows/s.")
+    rate = rows / max(seconds, 1e-9)
+    typer.echo(f"{rows:,} rows, {mean}{duration(seconds)} ({rate:,.0f} rows/s).")
     if impossible:
         typer.echo(f"{impossible:,} rows lie outside the bounds of a column: log_prob is -inf.")
     if rows > scored + impossible:

@@ -17,6 +17,7 @@ from quarflow.report.calibration import (
     ks_between,
     ks_by_chance,
     rank_correlations,
+    round_trip,
 )
 from quarflow.report.model import Model, ReportError
 from quarflow.report.names import labels, readable
@@ -26,6 +27,8 @@ from quarflow.report.words import headline, number, settings_table
 
 SCORED = 200_000  # rows scored for the densities and the extremes
 SHOWN = 20_000  # rows for the calibration; as many samples at most
+MEASURED = 5_000  # rows that abs(d) is measured on
+INVERTED = 1_000  # samples sent to their latents and back
 HISTOGRAMS = 24
 PANELS = 12
 EXTREMES = 8  # most and least likely rows shown
@@ -118,7 +121,7 @@ def gather(model: Model, X: Any, context: Any, *, title: str | None, seed: int) 
     elif samples is not None:
         content |= comparison(model, None, samples, seed)
     content["samples"] = None if samples is None else len(samples)
-    content |= certificate(model, samples, sample_context)
+    content |= certificate(model, data, samples, sample_context)
     content["headline"] = headline(content)
     return content
 
@@ -148,7 +151,8 @@ def samples_of(
     model: Model, data: tuple[np.ndarray, np.ndarray | None] | None, given: int, seed: int
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Draw as many samples as there are rows (within limits), at the rows' own contexts."""
-    count = int(np.clip(given, 2000, SHOWN)) if data is not None else 2000
+    most = SHOWN if len(model.names) <= 50 else 4000  # inverting many columns takes its time
+    count = int(np.clip(given, 2000, most)) if data is not None else 2000
     if model.conditional:
         if data is None or data[1] is None:
             return None, None
@@ -333,17 +337,28 @@ def extremes(
 
 
 def certificate(
-    model: Model, samples: np.ndarray | None, context: np.ndarray | None
+    model: Model,
+    data: tuple[np.ndarray, np.ndarray | None] | None,
+    samples: np.ndarray | None,
+    context: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Return the certificate and what inverting samples took and left over."""
-    result: dict[str, Any] = {"inversion": None}
-    steps = model.certificate(samples, context)
+    """Return the certificate, measured on rows or samples, and what inverting samples took."""
+    result: dict[str, Any] = {"inversion": None, "measured": None}
+    if data is not None:
+        at = choice(len(data[0]), MEASURED, 0)
+        steps = model.certificate(data[0][at], pick(data[1], at))
+        result["measured"] = f"{number(len(at))} of the rows given"
+    elif samples is not None:
+        at = choice(len(samples), MEASURED, 0)
+        steps = model.certificate(samples[at], pick(context, at))
+        result["measured"] = f"{number(len(at))} samples"
+    else:
+        steps = model.certificate(None, None)
     if samples is not None:
-        at = choice(len(samples), 2000, 0)
+        at = choice(len(samples), INVERTED, 0)
         some, some_context = samples[at], pick(context, at)
         z = model.latents(some, some_context)
-        back = model.inverse(z, some_context)
-        error = (np.abs(back - some) / (1 + np.abs(some))).max(1)
+        error = round_trip(some, model.inverse(z, some_context))
         sweeps = model.sweeps(z, some_context)
         for step, sweep in zip(steps, sweeps, strict=True):
             step["sweeps"] = sweep
