@@ -57,9 +57,14 @@ class ActNorms(nn.Module):
 
         Returns:
             Whether anything was done: not on a flow that has been initialised or loaded.
+
+        Raises:
+            ValueError: if x is not finite.
         """
         if self.initialized:
             return False
+        if not x.isfinite().all():
+            raise ValueError("The data to initialise on hold NaN or infinite values.")
         step = 0
         for transform in chain:
             if isinstance(transform, Affine):

@@ -42,6 +42,10 @@ class Activation:
         """Value and derivative, of the shape of x."""
         return self.call(x)
 
+    def __reduce__(self) -> tuple[Callable[[str], Activation], tuple[str]]:
+        # Pickled by name: functions without a name of their own cannot be.
+        return activation, (self.name,)
+
 
 def _elu(x: Tensor) -> tuple[Tensor, Tensor]:
     below = torch.expm1(x.clamp(max=0))

@@ -42,9 +42,18 @@ def value_and_diagonal(
     Returns:
         F and d, both (N, D).
     """
+    if not (torch.is_grad_enabled() and _any_gradient(x, *weights, *blocks, *biases)):
+        # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
+        z, _, _, u = _forward(activation, x, weights, blocks, biases)
+        return z[-1], u[-1].expand_as(z[-1])
+
     outputs = _Pass.apply(activation, len(weights), x, *weights, *blocks, *biases)
 
     return outputs[0], outputs[1]
+
+
+def _any_gradient(*tensors: Tensor) -> bool:
+    return any(t.requires_grad for t in tensors)
 
 
 def _forward(
