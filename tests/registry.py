@@ -28,7 +28,7 @@ class TransformCase:
 
     triangular: "lower" or "upper" Jacobian, or None.
     through_inverse: test points are taken from the codomain (the domain is not all of R^D).
-    dtypes: that it keeps; ``cast`` gives it in another dtype.
+    cast: the same transform in a given dtype, where it can be had.
     """
 
     make: Callable[[], Any]
@@ -53,7 +53,6 @@ class FlowCase:
     """A flow: its constructor (with weights), number of features and of context variables.
 
     columns: whether the data are in data units (float64 in, whatever the dtype of the weights).
-    light_tails: whether 10 standard deviations hold all of the base.
     """
 
     make: Callable[[], Any]
@@ -71,7 +70,7 @@ class FlowCase:
         c = self.contexts(*batch)
         if self.columns:
             with torch.no_grad():
-                return flow(c).sample((1,) if c is None and not batch else batch)[...], c
+                return (flow().sample(batch) if c is None else flow(c).sample()), c
         return 1.5 * torch.randn(*batch, self.features, dtype=torch.float64), c
 
     def contexts(self, *batch):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -203,8 +204,6 @@ def test_permutation_refuses_repeats():
 
 def test_a_diagonal_below_minus_one_is_never_a_density():
     # A branch that is no branch: the diagonal is wrong, and log1p says so.
-    from dataclasses import replace
-
     bound = branch(features=2)
     bad = replace(bound, blocks=tuple(50 * b for b in bound.blocks))
     ladj = QuARStep(bad).call_and_ladj(torch.randn(500, 2, dtype=torch.float64))[1]
@@ -244,3 +243,43 @@ def test_context_broadcasts(norm, hidden, x_shape, c_shape):
     torch.testing.assert_close(inverse_ladj, -ladj)
     # one z for many contexts gives one x for each
     assert step.inv(torch.zeros(3).double()).shape == (*c_shape, 3)
+
+
+@pytest.mark.parametrize("hidden", [(4,), (6, 4), (2, 2, 2)])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("rows", [False, True])
+def test_branch_pass_has_true_gradients(name, hidden, rows):
+    """The hand-written backward pass, first and second derivatives, of x and of every weight."""
+    made = Branch(2, hidden, [False], 1, activation=name).double()
+    bound = made.bind(torch.randn(*(3,) * rows, 1).double())[0]
+    layers = len(bound.weights)
+    inputs = [
+        t.detach().requires_grad_()
+        for t in (torch.randn(3, 2).double(), *bound.weights, *bound.blocks, *bound.biases)
+    ]
+
+    def run(x, *rest):
+        W, B, b = (rest[i * layers : (i + 1) * layers] for i in range(3))
+        return replace(bound, weights=W, blocks=B, biases=b)(x)
+
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True, atol=1e-4)
+    for output in (0, 1):  # with the gradient of the other missing
+        assert torch.autograd.gradcheck(
+            lambda *a, output=output: run(*a)[output], inputs, fast_mode=True
+        )
+
+
+def test_branch_pass_under_func_transforms():
+    bound = branch(features=3, hidden=(6, 6))
+    x = torch.randn(4, 3, dtype=torch.float64)
+
+    def total(x):
+        F, d = bound(x)
+        return (F.sin() + d.exp()).sum()
+
+    one = torch.autograd.functional.hessian(total, x[0])
+    hessian = torch.func.jacrev(torch.func.jacrev(total))
+    torch.testing.assert_close(hessian(x[0]), one)
+    torch.testing.assert_close(torch.func.vmap(hessian)(x)[0], one)
+    torch.testing.assert_close(torch.func.jacrev(total)(x), torch.func.grad(total)(x))
