@@ -4,7 +4,7 @@ from quarflow.flows.autoregressive import Autoregressive
 from quarflow.flows.flow import Flow, FlowDistribution
 from quarflow.flows.planar import PlanarFlow, RadialFlow, SylvesterFlow
 from quarflow.flows.quar import QuAR, StepCertificate
-from quarflow.flows.residual import ResidualDistribution, ResidualFlow
+from quarflow.flows.residual import ResidualFlow, ResidualFlowDistribution
 
 __all__ = [
     "Autoregressive",
@@ -13,8 +13,8 @@ __all__ = [
     "PlanarFlow",
     "QuAR",
     "RadialFlow",
-    "ResidualDistribution",
     "ResidualFlow",
+    "ResidualFlowDistribution",
     "StepCertificate",
     "SylvesterFlow",
 ]

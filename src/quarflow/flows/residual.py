@@ -17,10 +17,10 @@ from quarflow.flows.quar import StepCertificate
 from quarflow.nn import LipschitzMLP
 from quarflow.transforms import Composed, LogDet, ResidualStep, Transform
 
-__all__ = ["ResidualDistribution", "ResidualFlow"]
+__all__ = ["ResidualFlow", "ResidualFlowDistribution"]
 
 
-class ResidualDistribution(FlowDistribution):
+class ResidualFlowDistribution(FlowDistribution):
     r"""The distribution of a residual flow, whose log-density is mostly an estimate.
 
     See :class:`ResidualFlow`.
@@ -186,7 +186,7 @@ class ResidualFlow(Flow):
 
         return chain
 
-    def forward(self, c: Tensor | None = None) -> ResidualDistribution:
+    def forward(self, c: Tensor | None = None) -> ResidualFlowDistribution:
         """The distribution given the context.
 
         Arguments:
@@ -198,7 +198,7 @@ class ResidualFlow(Flow):
         self._check_context(c)
         shape = SCALAR if c is None else c.shape[:-1]
 
-        return ResidualDistribution(Composed(self.transforms(c)), self.base(shape), shape)
+        return ResidualFlowDistribution(Composed(self.transforms(c)), self.base(shape), shape)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:

@@ -49,9 +49,11 @@ class LipschitzLinear(StackedLinear):
     def effective(self) -> tuple[Tensor, Tensor]:
         """Effective weights, shape (T, out, in), and the bounds on their norms, shape (T)."""
         norm = spectral_bound(self.weight)
-        excess = (norm / self.coeff).clamp_min(1)
+        # Rounding must not lift the norm, nor the bound on it, above coeff.
+        coeff = self.coeff * (1 - 4 * torch.finfo(norm.dtype).eps)
+        excess = (norm / coeff).clamp_min(1)
 
-        return self.weight / excess[:, None, None], (norm / excess).clamp_max(self.coeff)
+        return self.weight / excess[:, None, None], (norm / excess).clamp_max(coeff)
 
     def extra_repr(self) -> str:
         """Shapes and coefficient, for printing."""

@@ -2,14 +2,13 @@ r"""The residual step: x + F(x) with Lip(F) < 1."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quarflow.nn.lipschitz import LipschitzBranch
-from quarflow.solvers import Solution, default_tolerance, solve
+from quarflow.solvers import Solution, solve
 from quarflow.transforms.base import Transform
 from quarflow.transforms.implicit import implicit_root
 from quarflow.transforms.logdet import LogDet, value_and_logdet
@@ -82,9 +81,7 @@ class ResidualStep(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         x = self.solve(y).x.reshape(self._shape(y))
         if torch.is_grad_enabled():
-            x = implicit_root(
-                x, y, self._call_and_slope, method="fixed_point", max_iterations=self._sweeps(y)
-            )
+            x = implicit_root(x, y, self._call_and_slope, method="fixed_point")
 
         return x
 
@@ -98,12 +95,9 @@ class ResidualStep(Transform):
             F = (network if len(rows) == len(y) else network.rows(rows))(x)
             return x + F, torch.ones_like(x)
 
-        solver: dict[str, Any] = {
-            "method": "fixed_point",
-            "max_iterations": self._sweeps(y),
-        } | self.solver
+        options: dict[str, Any] = {"method": "fixed_point"} | self.solver
 
-        return solve(f, y, **solver)
+        return solve(f, y, **options)
 
     @torch.no_grad()
     def largest_norm(self, x: Tensor) -> float:
@@ -114,14 +108,8 @@ class ResidualStep(Transform):
 
         return float(torch.linalg.matrix_norm(J, 2).max())
 
-    def _sweeps(self, y: Tensor) -> int:
-        # A contraction by L is certain to be there after log(tolerance) / log(L) sweeps.
-        rate = -math.log(min(max(float(self.branch.bound.detach()), 1e-3), 1 - 1e-6))
-
-        return 50 + math.ceil(-2 * math.log(default_tolerance(y.dtype)) / rate / 20)
-
     def _call_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # The simplest preconditioner that there is: sweeps are those of the fixed point.
+        # Slopes of 1 make the solver's sweep that of the fixed point.
         return x + self.branch.network(x), torch.ones_like(x)
 
     def _shape(self, x: Tensor) -> torch.Size:
