@@ -112,6 +112,17 @@ class TestPage:
         write_report(model, tmp_path / "r.html")
         assert "sampled at the contexts" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_few_rows(self, rows, tmp_path, count):
+        write_report(fitted(rows[:, :2]), tmp_path / "r.html", rows[:count, :2])
+
+    def test_rows_outside_the_bounds(self, rows, tmp_path):
+        model = fitted(np.abs(rows[:, 4:6]), ["a", "b"], bounds={"a": (0, None)})
+        write_report(model, tmp_path / "r.html", rows[:, 4:6])
+        page = (tmp_path / "r.html").read_text(encoding="utf-8")
+        assert "rows have no finite log-density" in page
+        assert "-inf" in page
+
     def test_refusals(self, rows, tmp_path):
         model = fitted(rows, HOSTILE)
         cases = [

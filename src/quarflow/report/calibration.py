@@ -106,9 +106,11 @@ def gaussian_nats(fit: np.ndarray, score: np.ndarray | None = None) -> float | N
     1.0
     """
     score = fit if score is None else score
+    if len(fit) <= fit.shape[1] or len(fit) < 2:
+        return None
     mean, covariance = fit.mean(0), np.atleast_2d(np.cov(fit, rowvar=False))
     scale = np.sqrt(np.diag(covariance))
-    if len(fit) <= fit.shape[1] or not (scale > 0).all():
+    if not (scale > 0).all():
         return None
     correlation = covariance / np.outer(scale, scale)
     try:
