@@ -33,10 +33,9 @@ class ActNorms(nn.Module):
 
     def forward(self) -> list[Affine]:
         """The T affine maps."""
-        return [
-            Affine(shift, log_scale)
-            for shift, log_scale in zip(self.shift.unbind(), self.log_scale.unbind(), strict=True)
-        ]
+        parts = (self.shift, self.log_scale, self.log_scale.exp())
+
+        return [Affine(*step) for step in zip(*(p.unbind() for p in parts), strict=True)]
 
     @torch.no_grad()
     def normalize(self, step: int, x: Tensor) -> None:

@@ -6,6 +6,8 @@ bound made of it can be violated; everything here approaches from above.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,24 +49,55 @@ def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
     # Rescaling by the largest entry keeps the Gram matrix of very large or small weights finite.
     size = weight.detach().abs().amax(dim=(-2, -1)).clamp_min(tiny)
     weight = weight / size[..., None, None]
-
     if min(m, n) == 1:
-        return slack * size * _root_of_squares(weight, (-2, -1))
+        # The derivative of the root at an all-zero matrix is infinite: stay just above it.
+        norm = (weight * weight).sum(dim=(-2, -1)).clamp_min(tiny).sqrt()
+    else:
+        norm = _GramNorm.apply(weight if n <= m else weight.mT, squarings)
 
-    gram = weight.mT @ weight if n <= m else weight @ weight.mT
-    log_norm = torch.zeros_like(size)  # of the factor taken out of gram so far
-    power = 1.0
-    for _ in range(squarings):
-        frobenius = _root_of_squares(gram, (-2, -1))
-        gram = gram / frobenius[..., None, None]
-        log_norm = log_norm + frobenius.log() / power
-        gram = gram @ gram
-        power *= 2
-    log_norm = log_norm + _root_of_squares(gram, (-2, -1)).log() / power
-
-    return slack * size * torch.exp(log_norm / 2)
+    return slack * size * norm
 
 
-def _root_of_squares(x: Tensor, dim: tuple[int, int]) -> Tensor:
-    # The derivative of the root at an all-zero matrix is infinite: stay just above it.
-    return (x * x).sum(dim=dim).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+def _powers(weight: Tensor, squarings: int) -> tuple[list[Tensor], Tensor]:
+    """Normalised G, G^2, G^4, ..., and the bound on the norm of the weight."""
+    gram = weight.mT @ weight
+    log_norm = torch.zeros_like(gram[..., 0, 0])
+    powers = []
+    for i in range(squarings + 1):
+        frobenius = torch.linalg.vector_norm(gram, dim=(-2, -1))
+        frobenius = frobenius.clamp_min(torch.finfo(gram.dtype).tiny)
+        powers.append(gram / frobenius[..., None, None])
+        log_norm = log_norm + frobenius.log() * 2.0**-i
+        if i < squarings:
+            gram = powers[-1] @ powers[-1]
+
+    return powers, torch.exp(log_norm / 2)
+
+
+class _GramNorm(torch.autograd.Function):
+    r"""The bound with its gradient in closed form, :math:`b \, W K / \mathrm{tr}(K G)` with
+    :math:`K = G^{2^{t+1} - 1}`, at half the cost of going back through the squarings.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, squarings: int) -> Tensor:
+        return _powers(weight, squarings)[1]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.squarings = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        powers, bound = _powers(weight, ctx.squarings)
+        K = powers[0]
+        for power in powers[1:]:
+            K = K @ power  # stays well inside the range: each factor has norm 1
+        trace = (K * (weight.mT @ weight)).sum(dim=(-2, -1))
+        trace = trace.clamp_min(torch.finfo(trace.dtype).tiny)
+
+        return (grad * bound / trace)[..., None, None] * (weight @ K), None

@@ -16,6 +16,7 @@ class Affine(Transform):
     Arguments:
         shift: b, shape (*, D).
         log_scale: s, shape (*, D).
+        scale: Its exponential, if it is known already.
 
     Example:
         >>> t = Affine(torch.ones(2), torch.zeros(2))
@@ -23,19 +24,20 @@ class Affine(Transform):
         (tensor([1., 1.]), tensor([0., 0.]))
     """
 
-    def __init__(self, shift: Tensor, log_scale: Tensor) -> None:
+    def __init__(self, shift: Tensor, log_scale: Tensor, scale: Tensor | None = None) -> None:
         super().__init__()
         self.shift, self.log_scale = shift, log_scale
+        self.scale = log_scale.exp() if scale is None else scale
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scale, then shift."""
-        z = x * self.log_scale.exp() + self.shift
+        z = torch.addcmul(self.shift, x, self.scale)
 
         return z, self.log_scale.sum(-1).expand(z.shape[:-1])
 
     def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Shift back, then scale back."""
-        x = (z - self.shift) * (-self.log_scale).exp()
+        x = (z - self.shift) / self.scale
 
         return x, (-self.log_scale.sum(-1)).expand(x.shape[:-1])
 
