@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from quarflow.data.columns import Columns
 from quarflow.defaults import Defaults, choose_defaults
-from quarflow.fitting import TableRows, build_flow, build_settings, data_units
+from quarflow.fitting import TableRows, build_flow, build_settings, data_units, plain
 from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
 from quarflow.frames import check_finite, check_numeric, context_for, read_context
@@ -215,7 +215,8 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         self.columns_, self.context_columns_ = columns, context_columns
         self.history_ = result.history
         self.settings_ = {
-            **{k: v for k, v in chosen.items() if k not in NOT_SAVED},
+            # random_state may be a generator; what it gave is the seed
+            **{k: v for k, v in chosen.items() if k not in {*NOT_SAVED, "random_state"}},
             **flow.arguments,
             **asdict(settings),
             "steps_per_epoch": result.steps_per_epoch,
@@ -242,7 +243,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
 
     def _chosen(self, auto: Defaults) -> dict[str, Any]:
         """The arguments, with what is "auto" taken from the defaults."""
-        values = self.get_params(deep=False)
+        values = plain(self.get_params(deep=False))
         for name, value in asdict(auto).items():
             if isinstance(values[name], str) and values[name] == "auto":
                 values[name] = value
@@ -360,7 +361,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _parameters(self) -> dict[str, Any]:
-        kept = {k: v for k, v in self.get_params().items() if k not in NOT_SAVED}
+        kept = {k: plain(v) for k, v in self.get_params().items() if k not in NOT_SAVED}
         if not isinstance(kept["random_state"], int | None):
             kept["random_state"] = self.settings_["seed"]
 

@@ -18,7 +18,24 @@ from quarflow.flows.data_units import DataUnits
 if TYPE_CHECKING:
     from quarflow.training import TrainingSettings
 
-__all__ = ["TableRows", "build_flow", "build_settings", "data_units"]
+__all__ = ["TableRows", "build_flow", "build_settings", "data_units", "plain"]
+
+
+def plain(value: Any) -> Any:
+    """Python's own numbers for NumPy's, which parameter searches hand over.
+
+    Example:
+        >>> plain({"a": (np.int64(3), None)}), plain(np.array([4, 5]))
+        ({'a': (3, None)}, [4, 5])
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+
+    return value
 
 
 class TableRows:

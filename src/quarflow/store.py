@@ -24,6 +24,7 @@ from torch import Tensor
 from quarflow._version import __version__
 from quarflow.data.columns import Column
 from quarflow.flows import Flow, QuAR
+from quarflow.nn.branch import units_per_dimension
 
 __all__ = [
     "CONFIG",
@@ -72,9 +73,13 @@ class QuARArguments(_Strict):
 
     def least_numbers(self) -> int:
         """A lower bound on how many numbers the weights hold, without building the flow."""
-        widths = [self.features, *self.hidden_features, self.features]
+        D = self.features
+        units = [1, *(units_per_dimension(h, D) for h in self.hidden_features), 1]
+        blocks = D * (D + 1) // 2
+        numbers = sum(blocks * a * b + D * b * (1 + self.context) for a, b in pairwise(units))
+        mix = D * D if self.mix == "lu" and D > 1 else 0
 
-        return self.transforms * sum(a * b for a, b in pairwise(widths)) // 2
+        return self.transforms * (numbers + mix)
 
 
 class FlowConfig(_Strict):
@@ -136,7 +141,7 @@ def save_model(
     Raises:
         StoreError: if the weights are not finite, or the folder holds something else.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))  # a link to a folder stays one
     weights = {k: v.detach().cpu().contiguous() for k, v in flow.state_dict().items()}
     _check_finite(weights, "The weights to save")
     if folder.exists() and not _may_replace(folder):
@@ -147,9 +152,11 @@ def save_model(
     try:
         os.chmod(new, 0o777 & ~_umask())
         save_file(weights, new / WEIGHTS)
-        (new / METRICS).write_text(_dump(dict(metrics)))
-        (new / LOG).write_text("".join(json.dumps(_plain(line)) + "\n" for line in log))
-        (new / CONFIG).write_text(_dump(config.model_dump(mode="json")))
+        os.chmod(new / WEIGHTS, 0o666 & ~_umask())
+        (new / METRICS).write_text(_dump(dict(metrics)), encoding="utf-8")
+        lines = "".join(json.dumps(_plain(line)) + "\n" for line in log)
+        (new / LOG).write_text(lines, encoding="utf-8")
+        (new / CONFIG).write_text(_dump(config.model_dump(mode="json")), encoding="utf-8")
         _swap(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -174,7 +181,7 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
             f"{folder / CONFIG} is inconsistent: a flow of {arguments.features} features and "
             f"{arguments.context} context variables, but {len(names)} and {len(context)} columns."
         )
-    if len(set(names + context)) < len(names + context):
+    if len(set(names)) < len(names) or len(set(context)) < len(context):
         raise StoreError(f"{folder / CONFIG} is inconsistent: two columns share a name.")
 
     weights = _read_weights(folder / WEIGHTS, arguments.least_numbers())
@@ -184,6 +191,7 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
         raise StoreError(f"{folder / CONFIG} describes no valid flow: {error}") from None
     _check_fit(weights, flow.state_dict(), folder / WEIGHTS)
     flow.load_state_dict(weights)
+    _check_finite(flow.state_dict(), str(folder / WEIGHTS))  # also in the precision of the flow
     metrics = _read_json(folder / METRICS)
     if not isinstance(metrics, dict):
         raise StoreError(f"{folder / METRICS} is damaged: it should hold a JSON object.")
@@ -290,11 +298,12 @@ def _swap(new: Path, folder: Path) -> None:
         os.rename(new, folder)
         return
     old = folder.with_name(f"{new.name}.old")
-    os.rename(folder, old)
     try:
+        os.rename(folder, old)
         os.rename(new, folder)
-    except OSError:
-        os.rename(old, folder)
+    except BaseException:  # Ctrl-C between the two included
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
