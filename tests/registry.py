@@ -13,11 +13,24 @@ from typing import Any
 
 import torch
 
-from quarflow import QuAR
+from quarflow import Autoregressive, PlanarFlow, QuAR, RadialFlow, ResidualFlow, SylvesterFlow
 from quarflow.data.columns import Column, Columns
 from quarflow.flows.data_units import DataUnits
-from quarflow.nn import ACTIVATIONS, Branch
-from quarflow.transforms import Affine, Composed, Inverse, LinearLU, Permutation, QuARStep
+from quarflow.nn import ACTIVATIONS, MADE, Branch, LipschitzMLP
+from quarflow.transforms import (
+    Affine,
+    AutoregressiveStep,
+    Composed,
+    Inverse,
+    LinearLU,
+    LogDet,
+    Permutation,
+    PlanarStep,
+    QuARStep,
+    RadialStep,
+    ResidualStep,
+    SylvesterStep,
+)
 
 __all__ = ["FLOWS", "TRANSFORMS", "FlowCase", "TransformCase", "branch", "shaken"]
 
@@ -189,6 +202,46 @@ for _name, _options in {
     )
 
 
+def _numbers(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def _residual(D=3, hidden=(8, 8), context=0, **options):
+    made = shaken(LipschitzMLP(D, hidden, 1, context, **options))
+
+    return ResidualStep(made.bind(_numbers(context) if context else None)[0], LogDet("exact"))
+
+
+def _autoregressive(D=4, reverse=False, context=0, method="sequential"):
+    made = shaken(MADE(D, (8, 8), [reverse], context=context))
+    network = made.bind(_numbers(context) if context else None)[0]
+
+    return AutoregressiveStep(network, reverse, method=method)
+
+
+def _sylvester(D, M):
+    q = torch.linalg.qr(_numbers(D, M))[0]
+
+    return SylvesterStep(q, _numbers(M, M), _numbers(M, M), _numbers(M))
+
+
+TRANSFORMS |= {
+    "residual": TransformCase(_residual, 3),
+    "residual context": TransformCase(partial(_residual, context=2), 3),
+    "residual 1": TransformCase(partial(_residual, 1, activation="sin"), 1, "lower"),
+    "autoregressive": TransformCase(_autoregressive, 4, "lower"),
+    "autoregressive reversed context": TransformCase(
+        partial(_autoregressive, reverse=True, context=2), 4, "upper"
+    ),
+    "autoregressive newton": TransformCase(partial(_autoregressive, method="newton"), 4, "lower"),
+    "inverse autoregressive": TransformCase(lambda: Inverse(_autoregressive()), 4, "lower"),
+    "planar": TransformCase(lambda: PlanarStep(_numbers(3), _numbers(3), _numbers(1)), 3),
+    "radial": TransformCase(lambda: RadialStep(_numbers(3), _numbers(1), _numbers(1)), 3),
+    "sylvester": TransformCase(lambda: _sylvester(4, 2), 4),
+    "sylvester all directions": TransformCase(lambda: _sylvester(3, 3), 3),
+}
+
+
 def _quar(features, context=0, transforms=3, hidden_features=(6, 6), **options):
     return shaken(QuAR(features, context, transforms, hidden_features, **options), 0.15)
 
@@ -219,3 +272,25 @@ for _i, (_norm, _mix, _features, _context) in enumerate(
 for _activation in ACTIVATIONS:
     FLOWS[f"quar 2 {_activation}"] = FlowCase(partial(_quar, 2, activation=_activation), 2)
 FLOWS["quar 2 no trick"] = FlowCase(partial(_quar, 2, trick=False), 2)
+
+
+def _other(flow, features, context=0, **options):
+    options = {"transforms": 3, "hidden_features": (6, 6)} | options
+
+    return shaken(flow(features, context, **options), 0.15)
+
+
+for _context in (0, 2):
+    for _name, _flow, _features, _options in (
+        ("residual", ResidualFlow, 2, {"logdet": "exact"}),
+        ("residual student-t", ResidualFlow, 3, {"logdet": "exact", "base": "student-t"}),
+        ("autoregressive", Autoregressive, 3, {"order": "fixed"}),
+        ("autoregressive newton", Autoregressive, 2, {"method": "newton"}),
+        ("autoregressive inverse", Autoregressive, 3, {"inverse": True}),
+        ("planar", PlanarFlow, 2, {}),
+        ("radial", RadialFlow, 2, {}),
+        ("sylvester", SylvesterFlow, 3, {"ridges": 2}),
+    ):
+        FLOWS[f"{_name}{' context' * (_context > 0)}"] = FlowCase(
+            partial(_other, _flow, _features, _context, **_options), _features, _context
+        )

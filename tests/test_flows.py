@@ -19,6 +19,8 @@ from registry import FLOWS, shaken
 every = pytest.mark.parametrize("case", FLOWS.values(), ids=FLOWS)
 NO_COLUMNS = {name: case for name, case in FLOWS.items() if not case.columns}
 every_plain = pytest.mark.parametrize("case", NO_COLUMNS.values(), ids=NO_COLUMNS)
+QUARS = {name: case for name, case in FLOWS.items() if name.startswith("quar")}
+every_quar = pytest.mark.parametrize("case", QUARS.values(), ids=QUARS)
 REPRESENTATIVES = [
     "quar 1 dimension none student-t alternate context",
     "quar 2 lipswish",
@@ -446,7 +448,7 @@ def test_bad_arguments(options, word):
         QuAR(**{"features": 2} | options)
 
 
-@every_plain
+@every_quar
 def test_certificate(case):
     flow = case.build()
     x, c = case.points(flow, 50)
