@@ -35,8 +35,9 @@ class ResidualFlowDistribution(FlowDistribution):
 
         .. math:: \sqrt{\textstyle\sum_\text{steps} 2 \, \| \log(I + J)_\text{symmetric} \|_F^2}
 
-        for Gaussian probes (0.1 to 1 nats for trained flows in two dimensions), plus what the
-        roulette adds; it does not shrink with the number of terms, only with repeated calls:
+        for Gaussian probes, plus what the roulette adds: 1.8 nats for eight steps trained on eight
+        Gaussians. ``probe="rademacher"`` drops the diagonal from the sum, which is much of it in
+        few dimensions. It does not shrink with the number of terms, only with repeated calls:
         :meth:`log_prob_and_error` averages them and says what is left. With
         ``logdet="truncated"`` there is a bias on top, which no averaging removes; with
         ``logdet="exact"`` there is no error and no random number.
