@@ -118,8 +118,9 @@ class TableWriter:
         self._waiting, self._rows = [], 0
         if self._csv:
             part = folder / "table.csv"
-            # an empty cell alone on its line would be a blank line, which readers skip
-            null = '""' if frame.width == 1 else ""
+            # an empty cell alone on its line would be a blank line, which readers skip, and a
+            # quoted one is text to them
+            null = "NaN" if frame.width == 1 else ""
             with part.open("ab") as file:
                 frame.write_csv(file, include_header=not self._parts, null_value=null)
             self._parts = [part]
