@@ -22,7 +22,7 @@ def above_minus_one(a: Tensor) -> Tensor:
 
     Example:
         >>> above_minus_one(torch.tensor([-100.0, 3.0]))
-        tensor([-0.9990,  2.5798])
+        tensor([-0.9990,  2.5694])
     """
     room = 1 - LEAST_SLOPE
 
