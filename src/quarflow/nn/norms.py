@@ -6,12 +6,13 @@ bound made of it can be violated; everything here approaches from above.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["NORMS", "spectral_bound"]
+__all__ = ["NORMS", "balanced", "spectral_bound"]
 
 NORMS = ("dimension", "operator")
 
@@ -44,7 +45,7 @@ def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
     """
     m, n = weight.shape[-2:]
     tiny = torch.finfo(weight.dtype).tiny
-    slack = 1 + 4 * (min(m, n) + 2) * torch.finfo(weight.dtype).eps
+    slack = 1 + 4 * (max(m, n) + 2) * torch.finfo(weight.dtype).eps
 
     # Rescaling by the largest entry keeps the Gram matrix of very large or small weights finite.
     size = weight.detach().abs().amax(dim=(-2, -1)).clamp_min(tiny)
@@ -101,3 +102,42 @@ class _GramNorm(torch.autograd.Function):
         trace = trace.clamp_min(torch.finfo(trace.dtype).tiny)
 
         return (grad * bound / trace)[..., None, None] * (weight @ K), None
+
+
+def balanced(blocks: Sequence[Tensor]) -> list[Tensor]:
+    r"""Rescale hidden units so that the product of the layers' norms is a tighter bound.
+
+    The slopes of elementwise activations are diagonal matrices, which commute with positive
+    diagonal ones, so for any such :math:`S_l` the product of the norms of
+    :math:`S_l^{-1} W_l S_{l-1}` bounds the same derivative. With
+
+    .. math:: S_{l,j} = \sqrt{\|\text{row } j \text{ of } W_l\| \,/\, \|\text{column } j \text{ of }
+        W_{l+1}\|}
+
+    what enters a unit and what leaves it have equal norms. For layers of rank one the bound then
+    is the sum over paths of absolute products, which is attained.
+
+    Arguments:
+        blocks: Weights of successive layers, shapes (*, m, n).
+
+    Returns:
+        The rescaled weights, in their shapes.
+
+    Example:
+        >>> first, last = torch.tensor([[4.0], [1.0]]), torch.tensor([[0.5, 2.0]])
+        >>> unbalanced = first.norm() * last.norm()
+        >>> a, b = (block.norm() for block in balanced([first, last]))
+        >>> bool(a * b < 4.01 < unbalanced)  # the sum over paths is 4 * 0.5 + 1 * 2 = 4
+        True
+    """
+    blocks = list(blocks)
+    for i in range(len(blocks) - 1):
+        entering = torch.linalg.vector_norm(blocks[i], dim=-1)  # (*, m)
+        leaving = torch.linalg.vector_norm(blocks[i + 1], dim=-2)  # (*, m)
+        # A unit cut off on either side must not make the scale zero or infinite.
+        floor = 1e-3 * torch.maximum(entering, leaving) + torch.finfo(entering.dtype).tiny ** 0.25
+        scale = ((entering + floor) / (leaving + floor)).sqrt()
+        blocks[i] = blocks[i] / scale[..., :, None]
+        blocks[i + 1] = blocks[i + 1] * scale[..., None, :]
+
+    return blocks
