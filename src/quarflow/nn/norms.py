@@ -111,8 +111,8 @@ def balanced(blocks: Sequence[Tensor]) -> list[Tensor]:
     diagonal ones, so for any such :math:`S_l` the product of the norms of
     :math:`S_l^{-1} W_l S_{l-1}` bounds the same derivative. With
 
-    .. math:: S_{l,j} = \sqrt{\|\text{row } j \text{ of } W_l\| \,/\, \|\text{column } j \text{ of }
-        W_{l+1}\|}
+    .. math:: S_{l,j} = \sqrt{
+            \|\text{row } j \text{ of } W_l\| \,/\, \|\text{column } j \text{ of } W_{l+1}\|}
 
     what enters a unit and what leaves it have equal norms. For layers of rank one the bound then
     is the sum over paths of absolute products, which is attained.
