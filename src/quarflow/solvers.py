@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = ["METHODS", "InversionError", "Solution", "default_tolerance", "solve"]
 
+AIM = 0.5  # of the tolerance
 STUCK = 3  # sweeps without improvement, after which Newton steps are held back
 LONGEST_STEP = 1.0  # how far, at first; variables are standardised, more or less
 
@@ -176,8 +177,11 @@ def _sweep(state: _State, sweeps: int, newton: bool, patience: int) -> None:
         size = (error / state.scale[rows]).abs().amax(-1)
         hope = torch.where(size < 0.9 * state.residual[rows], patience, hope - 1)
         state.keep(rows, x, slope, size)
-        # Half the tolerance: samples that rounding keeps above it still have the other half.
-        going = ~(size <= 0.5 * state.tolerance) & (hope > 0) & size.isfinite()
+        # Aim below the tolerance, and accept within it once rounding lets nothing improve.
+        done = (size <= AIM * state.tolerance) | (
+            (state.residual[rows] <= state.tolerance) & (hope < patience)
+        )
+        going = ~done & (hope > 0) & size.isfinite()
         step = error / slope if newton else error
         stuck = newton & (hope <= patience - STUCK)
         if stuck.any():

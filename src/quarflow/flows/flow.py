@@ -112,7 +112,7 @@ class Flow(nn.Module, ABC):
         self._check_context(c)
         shape = SCALAR if c is None else c.shape[:-1]
 
-        return FlowDistribution(Composed(self.transforms(c)), self.base(shape), shape)
+        return FlowDistribution(Composed(self.transforms(c), exact=True), self.base(shape), shape)
 
     def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
         """Data-dependent initialisation, done once; returns whether anything was done."""

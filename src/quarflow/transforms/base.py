@@ -2,8 +2,11 @@ r"""What every bijection here has in common, on top of ``torch.distributions.Tra
 
 from __future__ import annotations
 
-from typing import Any
+from copy import copy
+from dataclasses import is_dataclass, replace
+from typing import Any, Self, TypeVar
 
+import torch
 from torch import Size, Tensor
 from torch.distributions import Transform as TorchTransform
 from torch.distributions import constraints
@@ -35,6 +38,14 @@ class Transform(TorchTransform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self.inverse_and_ladj(y)[0]
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same map with all its floating-point tensors in another type."""
+        new = copy(self)
+        for name, value in vars(self).items():
+            setattr(new, name, cast(value, dtype))
+
+        return new
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The ladj at x, for users of ``torch.distributions``."""
@@ -121,3 +132,20 @@ def call_and_ladj(transform: TorchTransform, x: Tensor) -> tuple[Tensor, Tensor]
     y = transform(x)
 
     return y, transform.log_abs_det_jacobian(x, y)
+
+
+Value = TypeVar("Value")
+
+
+def cast(value: Value, dtype: torch.dtype) -> Value:
+    """A copy of tensors, and of what holds them, in another floating-point type."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value  # type: ignore[return-value]
+    if isinstance(value, (list, tuple)):
+        return type(value)(cast(item, dtype) for item in value)
+    if isinstance(value, Transform):
+        return value.to(dtype)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{k: cast(v, dtype) for k, v in vars(value).items()})
+
+    return value

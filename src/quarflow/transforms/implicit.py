@@ -73,6 +73,9 @@ class _Implicit(torch.autograd.Function):
             (product,) = torch.autograd.grad(z, x, full.reshape_as(x), retain_graph=True)
             return product.reshape_as(slope)[rows], slope[rows]
 
-        v = size * solve(transposed, right, start=right / slope, **ctx.solver).x
+        # v can be far larger than the right-hand side, and its rounding with it: fewer digits.
+        tolerance = 1e-9 if x.dtype == torch.float64 else 1e-5
+        options = {"tolerance": tolerance, **ctx.solver}
+        v = size * solve(transposed, right, start=right / slope, **options).x
 
         return None, -v.reshape_as(x), None, None

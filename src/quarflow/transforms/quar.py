@@ -2,7 +2,7 @@ r"""The QuAR step: x + F(x) with a triangular Jacobian."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from quarflow.transforms.base import Transform
 from quarflow.transforms.implicit import implicit_root
 
 __all__ = ["QuARStep"]
+
+WIDENED = 5e-8  # residual asked for in float64 when the answer is rounded to float32
 
 
 class QuARStep(Transform):
@@ -42,6 +44,14 @@ class QuARStep(Transform):
     def __init__(self, branch: BoundBranch, **solver: Any) -> None:
         super().__init__()
         self.branch, self.solver = branch, solver
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same step in another type; points that came in float32 need fewer digits."""
+        new = super().to(dtype)
+        if self.branch.bound.dtype != torch.float64 and dtype == torch.float64:
+            new.solver = {"tolerance": WIDENED, **self.solver}
+
+        return new
 
     def call_and_diagonal(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x) and the diagonal d of F's Jacobian, both (*, D)."""
