@@ -34,7 +34,7 @@ class TableWriter:
     ...     table.write({"log_prob": np.array([-1.5, np.nan])})
     ...     table.write({"log_prob": np.array([-0.25])})
     >>> path.read_text()
-    'log_prob\\n-1.5\\n""\\n-0.25\\n'
+    'log_prob\\n-1.5\\nNaN\\n-0.25\\n'
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:

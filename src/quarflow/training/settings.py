@@ -30,7 +30,8 @@ class TrainingSettings:
         ema: Decay of the averaged weights, which are the ones evaluated and kept; 0 for none.
             Early on it is less: `min(ema, (1 + n) / (10 + n))` at step n.
         clip: Largest global norm of the gradient; None for no clipping.
-        weight_decay: Decoupled, on matrices only (not on biases, scales or theta).
+        weight_decay: Decoupled, on the networks' weights only (not on biases, scales, theta or
+            diagonal blocks).
         betas: Adam's.
         seed: Of the order of the rows and of their noise.
         evaluate_every: Steps between evaluations; None derives it from the data: once an epoch,

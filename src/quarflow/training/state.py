@@ -87,15 +87,24 @@ class Average:
             mine.copy_(theirs)
 
 
+# What weight decay acts on: not biases, affine maps, theta, nor the diagonal blocks, whose size
+# the norm takes out again.
+DECAYED = ("weight", "off_diagonal", "context")
+
+
 def make_adam(flow: nn.Module, settings: TrainingSettings) -> torch.optim.Adam:
-    """Give Adam, fused where it can be, with decoupled weight decay on matrices only."""
-    parameters = [p for p in flow.parameters() if p.requires_grad]
+    """Give Adam, fused where it can be, with decoupled weight decay on the networks' weights only."""
+    named = [(n, p) for n, p in flow.named_parameters() if p.requires_grad]
+    parameters = [p for _, p in named]
     groups: list[dict[str, Any]] = [{"params": parameters}]  # one group is the fastest
     if settings.weight_decay:
-        matrices = [p for p in parameters if p.ndim >= 2]
+        decayed = [n.rpartition(".")[2] in DECAYED for n, _ in named]
         groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2]},
+            {
+                "params": [p for p, yes in zip(parameters, decayed, strict=True) if yes],
+                "weight_decay": settings.weight_decay,
+            },
+            {"params": [p for p, yes in zip(parameters, decayed, strict=True) if not yes]},
         ]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.Adam(
