@@ -54,9 +54,9 @@ def choose_defaults(rows: int, features: int, context: int = 0) -> Defaults:
         transforms=4 if tiny else 6 if small else 8,
         hidden_features=(width, width),
         batch_size=batch,
-        learning_rate=2e-3 if small else 3e-3,
+        learning_rate=5e-3,
         max_epochs=epochs,
         patience=10,
         ema=0.99 if small else 0.998,
-        weight_decay=0.01 if small else 0.0,
+        weight_decay=1.0 if tiny else 0.3,
     )

@@ -93,7 +93,7 @@ DECAYED = ("weight", "off_diagonal", "context")
 
 
 def make_adam(flow: nn.Module, settings: TrainingSettings) -> torch.optim.Adam:
-    """Give Adam, fused where it can be, with decoupled weight decay on the networks' weights only."""
+    """Give Adam, fused where it can be, with decoupled weight decay on networks' weights."""
     named = [(n, p) for n, p in flow.named_parameters() if p.requires_grad]
     parameters = [p for _, p in named]
     groups: list[dict[str, Any]] = [{"params": parameters}]  # one group is the fastest
