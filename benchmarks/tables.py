@@ -180,6 +180,14 @@ def batches(flow: QuAR, x: Tensor, dtype: torch.dtype) -> float:
         )
 
 
+def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """The figures so far, atomically."""
+    settings = {k: str(v) for k, v in vars(options).items() if k not in ("out", "data")}
+    temporary = options.out.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    temporary.replace(options.out)
+
+
 def main() -> None:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -237,11 +245,8 @@ def main() -> None:
                 print(f"{'':24} abs(d) {row['worst_diagonal']}", flush=True)
                 print(f"{'':24} change with batch size {row['batch_size_change']}", flush=True)
             results.append(row)
-    if options.out is not None:
-        settings = {k: str(v) for k, v in vars(options).items() if k not in ("out", "data")}
-        temporary = options.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"settings": settings, "rows": results}, indent=2) + "\n")
-        temporary.replace(options.out)
+            if options.out is not None:
+                write(options, results)
 
 
 if __name__ == "__main__":
