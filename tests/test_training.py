@@ -260,7 +260,7 @@ def test_minutes_are_kept():
     _, result = fit(max_epochs=10**6, minutes=1 / 60, patience=0)
     assert time.perf_counter() - begun < 3
     assert 0.7 < result.seconds < 1.3
-    assert result.stopped == "Used up its 0.0166667 minutes."
+    assert result.stopped == "Used up its time budget (minutes=0.0167)."
     assert result.history[-1]["learning_rate"] < 2e-3  # the cosine went by the clock
 
 

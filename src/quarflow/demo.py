@@ -12,7 +12,7 @@ import numpy as np
 
 MARK = ".quarflow-demo"  # says that a folder was written by us and may be written again
 TEST_SHARE = 0.2
-MINUTES_ALL, MINUTES_GAMMA = 1.0, 0.8
+MINUTES_ALL, MINUTES_GAMMA = 0.9, 0.6
 
 
 class DemoError(ValueError):

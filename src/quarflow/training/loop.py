@@ -241,7 +241,7 @@ class _Run:
             # the last evaluation has to fit in as well, unless it would take a tenth of it all
             reserve = min(counters.evaluation_seconds, 0.1 * budget)
             if counters.seconds + reserve >= budget:
-                return f"Used up its {settings.minutes:g} minutes."
+                return f"Used up its time budget (minutes={settings.minutes:.3g})."
         return None
 
     def agree(self, signals: StopSignals | None = None) -> str | None:
