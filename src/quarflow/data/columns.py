@@ -192,6 +192,10 @@ class Columns:
                 value = column.origin + column.grid * torch.round(
                     (value - column.origin) / column.grid
                 )
+                # 1.63, not 1.6300000000000001: digits far below the grid are rounding
+                digits = 9 - math.floor(math.log10(column.grid))
+                if 0 <= digits <= 15:
+                    value = torch.round(value, decimals=digits)
             if column.step is not None and column.atoms:
                 atoms = torch.tensor(column.atoms, dtype=torch.float64, device=x.device)
                 # the nearest atom, found among the two neighbours in sorted order
