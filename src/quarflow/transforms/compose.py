@@ -20,9 +20,10 @@ class Composed(Transform):
         transforms: The steps, first to last.
         exact: Whether points of lower precision are mapped, both ways, in float64 and rounded at
             the end. Rounding inside the steps is amplified by the inverses of the later ones: in
-            float32 points came back up to 2e-5 away, this way 2e-6. What rounding the end itself costs stays: a very steep
-            inverse amplifies it, and nothing raises. ``call_and_ladj``, which
-            log-densities are made of, stays in the precision of its argument.
+            float32 points came back up to 2e-5 away, this way 2e-6. What rounding the end itself
+            costs stays: a very steep inverse amplifies it, and nothing raises.
+            ``call_and_ladj``, which log-densities are made of, stays in the precision of its
+            argument.
 
     Example:
         >>> import torch
