@@ -1,4 +1,4 @@
-"""Data: tables from files, their preprocessing with an exact log-det, and a built-in data set."""
+"""Data: tables and images from files, preprocessing with an exact log-det, built-in data sets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ _HOME = {
     "TableWriter": "tables",
     "column_names": "tables",
     "iter_table": "tables",
+    "Images": "images",
+    "ImageError": "images",
+    "is_images": "images",
+    "read_images": "images",
+    "load_set": "image_sets",
     "read_table": "tables",
     "MagicGamma": "demo",
     "load_magic": "demo",
