@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from quarflow.flows import (
         Autoregressive,
         Flow,
+        ImageQuAR,
         PlanarFlow,
         QuAR,
         RadialFlow,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Autoregressive",
     "Flow",
+    "ImageQuAR",
     "InversionError",
     "PlanarFlow",
     "QuAR",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "Autoregressive": "quarflow.flows",
     "Flow": "quarflow.flows",
+    "ImageQuAR": "quarflow.flows",
     "InversionError": "quarflow.solvers",
     "PlanarFlow": "quarflow.flows",
     "QuAR": "quarflow.flows",

@@ -2,6 +2,8 @@
 
 from quarflow.flows.autoregressive import Autoregressive
 from quarflow.flows.flow import Flow, FlowDistribution
+from quarflow.flows.image_quar import ImageQuAR
+from quarflow.flows.images import ImageDistribution, ImageFlow
 from quarflow.flows.planar import PlanarFlow, RadialFlow, SylvesterFlow
 from quarflow.flows.quar import QuAR, StepCertificate
 from quarflow.flows.residual import ResidualFlow, ResidualFlowDistribution
@@ -10,6 +12,9 @@ __all__ = [
     "Autoregressive",
     "Flow",
     "FlowDistribution",
+    "ImageDistribution",
+    "ImageFlow",
+    "ImageQuAR",
     "PlanarFlow",
     "QuAR",
     "RadialFlow",

@@ -3,9 +3,20 @@
 from quarflow.transforms.autoregressive import AutoregressiveStep
 from quarflow.transforms.base import Inverse, Transform, call_and_ladj
 from quarflow.transforms.compose import Composed
+from quarflow.transforms.conv_quar import ConvQuARStep
 from quarflow.transforms.elementwise import Affine, Permutation
+from quarflow.transforms.image import (
+    ChannelAffine,
+    Flatten,
+    ImageTransform,
+    Logit,
+    Squeeze,
+    dequantise,
+    quantise,
+)
 from quarflow.transforms.linear import LinearLU
 from quarflow.transforms.logdet import LogDet
+from quarflow.transforms.multiscale import MultiScale
 from quarflow.transforms.planar import PlanarStep
 from quarflow.transforms.quar import QuARStep
 from quarflow.transforms.radial import RadialStep
@@ -15,16 +26,25 @@ from quarflow.transforms.sylvester import SylvesterStep
 __all__ = [
     "Affine",
     "AutoregressiveStep",
+    "ChannelAffine",
     "Composed",
+    "ConvQuARStep",
+    "Flatten",
+    "ImageTransform",
     "Inverse",
     "LinearLU",
     "LogDet",
+    "Logit",
+    "MultiScale",
     "Permutation",
     "PlanarStep",
     "QuARStep",
     "RadialStep",
     "ResidualStep",
+    "Squeeze",
     "SylvesterStep",
     "Transform",
     "call_and_ladj",
+    "dequantise",
+    "quantise",
 ]

@@ -1,0 +1,257 @@
+r"""The convolutional branch's pass over (value, diagonal) as one differentiable function.
+
+Between the first convolution, which reads pixels through taps, and the last, whose products are
+summed over taps, every pixel is on its own. So the hidden units, which are hundreds per channel,
+are computed for a few thousand pixels at a time: they stay in the cache, and what is kept for the
+backward pass is either the block's input alone (they are computed once more) or the
+pre-activations and tangents, from which slopes and curvatures follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as fn
+from torch import Tensor
+
+from quarflow.nn.activations import Activation
+from quarflow.nn.conv import Taps, gather_taps, opposite, sum_taps
+from quarflow.nn.linear import diagonal_product
+
+__all__ = ["Pass", "conv_value_and_diagonal"]
+
+# Hidden numbers computed at a time: what stays in the cache of one core, and on other devices
+# enough to keep all of it busy.
+CHUNK_CPU, CHUNK_OTHER = 2**19, 2**27
+
+Layers = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass does, besides its tensors.
+
+    Attributes:
+        activation: phi, with its first two derivatives.
+        taps: Of the first and last layer.
+        preactivation: Whether phi comes before the first layer.
+        recompute: Whether the backward pass computes hidden units anew, instead of keeping them.
+        dtype: Of the hidden units, where it is not that of x: matrix products take and give it,
+            and everything that is summed over taps, chunks or units is summed in x's.
+    """
+
+    activation: Activation
+    taps: Taps
+    preactivation: bool = True
+    recompute: bool = True
+    dtype: torch.dtype | None = None
+
+    def low(self, tensors: Layers) -> Layers:
+        """Tensors in the type of the hidden units."""
+        return tensors if self.dtype is None else tuple(t.to(self.dtype) for t in tensors)
+
+
+def conv_value_and_diagonal(
+    x: Tensor, weights: Layers, blocks: Layers, biases: Layers, options: Pass
+) -> tuple[Tensor, Tensor]:
+    r"""F(x) and d of a network conv, 1x1, ..., 1x1, conv with activations between them.
+
+    .. math::
+        z_l = W_l h_{l-1} + b_l, \quad h_l = \phi(z_l), \quad u_l = B_l t_{l-1}, \quad
+        t_l = \phi'(z_l) u_l
+
+    Arguments:
+        x: Rows of pixels, shape (N, H, W, C).
+        weights: W; the first reads gathered taps, (C k, taps C), the last gives products to be
+            summed over taps, (taps C, C k), those between are (C k', C k).
+        blocks: B, the diagonal blocks of the centre taps, (C, k_out, k_in).
+        biases: b, shapes (C k_out).
+        options: What the pass does.
+
+    Returns:
+        F and d, both (N, H, W, C).
+    """
+    tensors = (x, *weights, *blocks, *biases)
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        F, d, _ = _forward(options, x, weights, blocks, biases, keep=False)
+        return F, d
+
+    outputs = _ConvPass.apply(options, len(weights), *tensors)
+
+    return outputs[0], outputs[1]
+
+
+def _chunks(hidden: int, device: torch.device) -> int:
+    """Pixels at a time."""
+    numbers = CHUNK_CPU if device.type == "cpu" else CHUNK_OTHER
+
+    return max(64, numbers // hidden)
+
+
+def _enter(options: Pass, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the first layer reads, and the slopes of the activation before it."""
+    if not options.preactivation:
+        return x, None
+
+    return options.activation(x)
+
+
+def _entered(t0: Tensor | None, block: Tensor) -> Tensor:
+    """u of the first layer: tangents that enter it are one number per channel."""
+    column = block.squeeze(-1)
+
+    return column.flatten() if t0 is None else (t0.unsqueeze(-1) * column).flatten(-2)
+
+
+def _forward(
+    options: Pass, x: Tensor, W: Layers, B: Layers, b: Layers, keep: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """F, d, and of each chunk what the backward pass needs."""
+    N, H, width, C = x.shape
+    last, (W, B) = b[-1], (options.low(W), options.low(B))
+    b = options.low(b)
+    a, t0 = _enter(options, x)
+    A = options.low((gather_taps(a, options.taps).reshape(N * H * width, -1),))[0]
+    size = _chunks(W[0].shape[0], x.device)
+    slopes = None if t0 is None else t0.reshape(-1, C)
+    y, d, kept = [], [], []
+    for at in range(0, max(1, len(A)), size):
+        rows, t = A[at : at + size], None if slopes is None else slopes[at : at + size]
+        z, u = _units(options, rows, t, W[:-1], B[:-1], b)
+        h, slope = options.activation(z[-1])
+        y.append(fn.linear(h, W[-1]).to(x.dtype))
+        tangent = (slope * u[-1]).unflatten(-1, (C, -1))
+        d.append((tangent * B[-1].squeeze(1)).sum(-1, dtype=x.dtype))
+        if keep:
+            kept += [*z, *u[1:]]
+    products = (y[0] if len(y) == 1 else torch.cat(y)).view(N, H, width, -1)
+    diagonal = (d[0] if len(d) == 1 else torch.cat(d)).view(N, H, width, C)
+
+    return sum_taps(products, options.taps) + last, diagonal, kept
+
+
+def _units(
+    options: Pass, h: Tensor, t: Tensor | None, W: Layers, B: Layers, b: Layers
+) -> tuple[list[Tensor], list[Tensor]]:
+    """All hidden z and u for some pixels."""
+    z, u = [fn.linear(h, W[0], b[0])], [options.low((_entered(t, B[0]),))[0]]
+    for layer in range(1, len(W)):
+        h, slope = options.activation(z[-1])
+        u.append(diagonal_product(slope * u[-1], B[layer]))
+        z.append(fn.linear(h, W[layer], b[layer]))
+
+    return z, u
+
+
+class _ConvPass(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(options: Pass, layers: int, x: Tensor, *parameters: Tensor) -> Any:
+        W, B, b = (parameters[i * layers : (i + 1) * layers] for i in range(3))
+        F, d, kept = _forward(options, x, W, B, b, keep=not options.recompute)
+
+        return F, d, *kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.options, ctx.layers, *tensors = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output[2:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        options, L = ctx.options, ctx.layers
+        x, *rest = ctx.saved_tensors
+        W, B, b = (tuple(rest[i * L : (i + 1) * L]) for i in range(3))
+        # Second derivatives are those of what is computed anew: what was kept are constants.
+        kept = [] if torch.is_grad_enabled() else rest[3 * L :]
+        gF = torch.zeros_like(x) if grads[0] is None else grads[0]
+        gd = torch.zeros_like(x) if grads[1] is None else grads[1]
+        gx, gW, gB, gb = _backward(options, x, W, B, b, kept, gF, gd, ctx.needs_input_grad[2])
+
+        return None, None, gx, *gW, *gB, *gb
+
+
+def _backward(
+    options: Pass,
+    x: Tensor,
+    W: Layers,
+    B: Layers,
+    b: Layers,
+    kept: list[Tensor],
+    gF: Tensor,
+    gd: Tensor,
+    need_x: bool,
+) -> tuple[Tensor | None, list[Any], list[Any], list[Any]]:
+    """Gradients of x, W, B and b, chunk by chunk."""
+    N, H, width, C = x.shape
+    L, phi = len(W), options.activation
+    a, t0 = _enter(options, x)
+    W, B, b = options.low(W), options.low(B), options.low(b)
+    A, gy, gd = options.low(
+        (
+            gather_taps(a, options.taps).reshape(N * H * width, -1),
+            gather_taps(gF, opposite(options.taps)).reshape(N * H * width, -1),
+            gd.reshape(-1, C),
+        )
+    )
+    size = _chunks(W[0].shape[0], x.device)
+    gW: list[Any] = [None] * L
+    gB: list[Any] = [None] * L
+    gb: list[Any] = [None] * (L - 1) + [gF.sum((0, 1, 2))]
+    of_A, of_t0 = [], []
+    for i, at in enumerate(range(0, max(1, len(A)), size)):
+        here = slice(at, at + size)
+        t = None if t0 is None else t0.reshape(-1, C)[here]
+        if kept:
+            mine = kept[i * (2 * L - 3) : (i + 1) * (2 * L - 3)]
+            z, u = mine[: L - 1], [options.low((_entered(t, B[0]),))[0], *mine[L - 1 :]]
+        else:
+            z, u = _units(options, A[here], t, W[:-1], B[:-1], b)
+        gz, gu = gy[here], gd[here]
+        for layer in range(L - 1, 0, -1):
+            h, slope = phi(z[layer - 1])
+            curvature = phi.curvature(z[layer - 1], h, slope)
+            _add(gW, layer, gz.mT @ h)
+            gB_here, gt = _diagonal_backward(gu, slope * u[layer - 1], B[layer])
+            _add(gB, layer, gB_here)
+            gz = torch.addcmul(slope * (gz @ W[layer]), curvature * u[layer - 1], gt)
+            gu = slope * gt
+            _add(gb, layer - 1, gz.sum(0))
+        _add(gW, 0, gz.mT @ A[here])
+        gu = gu.unflatten(-1, B[0].shape[:2])  # (pixels, C, k)
+        _add(gB, 0, (gu if t is None else gu * t.unsqueeze(-1)).sum(0).unsqueeze(-1))
+        if need_x:
+            of_A.append(gz @ W[0])
+            if t is not None:
+                of_t0.append((gu * B[0].squeeze(-1)).sum(-1))
+    if not need_x:
+        return None, gW, gB, gb
+
+    of_pixels = torch.cat(of_A).to(x.dtype).view(N, H, width, -1)
+    gx = sum_taps(of_pixels, opposite(options.taps))
+    if t0 is not None:
+        gx = gx * t0 + torch.cat(of_t0).to(x.dtype).view_as(x) * phi.curvature(x, a, t0)
+
+    return gx, gW, gB, gb
+
+
+def _add(total: list[Any], at: int, part: Tensor) -> None:
+    # In float32 at least: many chunks are added up.
+    part = part.float() if part.dtype.itemsize < 4 else part
+    total[at] = part if total[at] is None else total[at] + part
+
+
+def _diagonal_backward(gu: Tensor, t: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of u = B t: of B and of t."""
+    C, k_out, k_in = block.shape
+    gu, t = gu.unflatten(-1, (C, k_out)), t.unflatten(-1, (C, k_in))
+    if k_out == 1:
+        return (gu * t).sum(0).unsqueeze(1), (gu * block.squeeze(1)).flatten(-2)
+    gu, t = gu.transpose(0, 1), t.transpose(0, 1)  # (C, pixels, k)
+
+    return gu.mT @ t, (gu @ block).transpose(0, 1).flatten(-2)
