@@ -218,7 +218,7 @@ def test_many_columns_and_a_narrow_layer_are_refused_before_they_are_built(
     def build(*_, **__):
         raise AssertionError("it was built")
 
-    monkeypatch.setattr(store_module, "QuAR", build)
+    monkeypatch.setattr(store_module, "build_flow", build)
     refused(folder, "at least")
 
 

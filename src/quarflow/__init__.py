@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SylvesterFlow,
     )
     from quarflow.solvers import InversionError
+    from quarflow.store import load_flow, save_flow
 
 __all__ = [
     "Autoregressive",
@@ -33,6 +34,8 @@ __all__ = [
     "ResidualFlow",
     "SylvesterFlow",
     "__version__",
+    "load_flow",
+    "save_flow",
 ]
 
 # Where each name lives; it is imported when first asked for, so that importing quarflow is light.
@@ -47,6 +50,8 @@ _HOMES = {
     "RadialFlow": "quarflow.flows",
     "ResidualFlow": "quarflow.flows",
     "SylvesterFlow": "quarflow.flows",
+    "load_flow": "quarflow.store",
+    "save_flow": "quarflow.store",
 }
 
 

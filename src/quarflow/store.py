@@ -11,29 +11,42 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from quarflow._version import __version__
 from quarflow.data.columns import Column
-from quarflow.flows import Flow, QuAR
-from quarflow.nn.branch import units_per_dimension
+from quarflow.flows import Flow
+from quarflow.store_flows import (
+    FlowConfig,
+    ImageConfig,
+    QuARArguments,
+    Strict,
+    build_flow,
+    flow_config,
+    least_numbers,
+)
 
 __all__ = [
     "CONFIG",
     "VERSION",
+    "FlowConfig",
+    "ImageConfig",
     "Model",
     "ModelConfig",
+    "QuARArguments",
     "StoreError",
     "is_model",
+    "load_flow",
     "load_model",
+    "read_model",
+    "save_flow",
     "save_model",
 ]
 
@@ -45,58 +58,20 @@ CONFIG, WEIGHTS, METRICS, LOG = (
     "training.jsonl",
 )
 
-Width = Annotated[int, Field(ge=1, le=65_536)]
-
 
 class StoreError(ValueError):
     """A folder does not hold a model that can be loaded; the message says why."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class QuARArguments(_Strict):
-    """Arguments of :class:`quarflow.QuAR`, as they may come from a file."""
-
-    features: Width
-    context: Annotated[int, Field(ge=0, le=65_536)]
-    transforms: Annotated[int, Field(ge=1, le=1024)]
-    hidden_features: Annotated[list[Width], Field(min_length=1, max_length=32)]
-    norm: Literal["dimension", "operator"]
-    order: Literal["alternate", "fixed"]
-    activation: Literal["elu", "lipswish", "sin", "tanh"]
-    sigma: Annotated[float, Field(gt=0, lt=1)]
-    mix: Literal["none", "lu"]
-    base: Literal["normal", "student-t"]
-    trick: bool
-
-    def least_numbers(self) -> int:
-        """A lower bound on how many numbers the weights hold, without building the flow."""
-        D = self.features
-        units = [1, *(units_per_dimension(h, D) for h in self.hidden_features), 1]
-        blocks = D * (D + 1) // 2
-        numbers = sum(blocks * a * b + D * b * (1 + self.context) for a, b in pairwise(units))
-        mix = D * D if self.mix == "lu" and D > 1 else 0
-
-        return self.transforms * (numbers + mix)
-
-
-class FlowConfig(_Strict):
-    """Which flow, with which arguments."""
-
-    name: Literal["QuAR"]
-    arguments: QuARArguments
-
-
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """All of a model but its weights.
 
     Attributes:
         version: Of this format; a loader refuses what it does not know.
         quarflow: Version of the library that wrote the model.
-        flow: The flow over standardised columns.
-        columns, context_columns: Fitted preprocessing.
+        flow: The flow; over standardised columns if there are columns.
+        columns, context_columns: Fitted preprocessing of a table; empty for other models.
+        images: What an image model was fitted to; None for other models.
         named: Whether the columns were given by name.
         parameters: Arguments of the estimator.
         settings: Every choice made when fitting.
@@ -106,20 +81,21 @@ class ModelConfig(_Strict):
     version: Literal[1] = 1
     quarflow: str = __version__
     flow: FlowConfig
-    columns: list[Column]
+    columns: list[Column] = Field(default_factory=list)
     context_columns: list[Column] | None = None
+    images: ImageConfig | None = None
     named: bool = False
-    parameters: dict[str, Any] = {}
-    settings: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class Model(_Strict):
+class Model(Strict):
     """What :func:`load_model` gives: configuration, the flow, metrics and training log."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
     config: ModelConfig
-    flow: QuAR
+    flow: Flow
     metrics: dict[str, Any]
     log: list[dict[str, Any]]
 
@@ -162,8 +138,67 @@ def save_model(
         shutil.rmtree(new, ignore_errors=True)
 
 
+def save_flow(
+    flow: Flow,
+    folder: str | os.PathLike[str],
+    *,
+    images: ImageConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    log: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write a flow by itself, without the preprocessing of a table, as a folder.
+
+    Arguments:
+        flow: Any flow of this library.
+        folder: Appears, or is replaced, as a whole.
+        images: What it was fitted to, for an image model.
+        settings, metrics, log: What is worth keeping about its training.
+
+    Raises:
+        ValueError: if the flow is of a kind that cannot be saved.
+        StoreError: if the weights are not finite, or the folder holds something else.
+
+    Example:
+        >>> import quarflow
+        >>> folder = Path(tempfile.mkdtemp()) / "model"
+        >>> save_flow(quarflow.PlanarFlow(2, transforms=3), folder)
+        >>> load_flow(folder)().sample((5,)).shape
+        torch.Size([5, 2])
+    """
+    config = ModelConfig(
+        flow=flow_config(flow), images=images, settings=_plain(dict(settings or {}))
+    )
+    save_model(folder, config, flow, metrics or {}, log)
+
+
+def load_flow(folder: str | os.PathLike[str]) -> Flow:
+    """Read back a flow that :func:`save_flow` wrote; nothing in the folder is executed.
+
+    Raises:
+        StoreError: if the folder does not hold a whole, valid model, or that of a table, whose
+            flow means nothing without its columns.
+    """
+    model = read_model(folder)
+    if model.config.columns:
+        raise StoreError(
+            f"{folder} holds the model of a table; load it by quarflow.QuARDensity.load."
+        )
+
+    return model.flow
+
+
 def load_model(folder: str | os.PathLike[str]) -> Model:
+    """Read the model of a table back; see :func:`read_model`."""
+    return read_model(folder, table=True)
+
+
+def read_model(folder: str | os.PathLike[str], table: bool = False) -> Model:
     """Read a model back, checking everything and executing nothing.
+
+    Arguments:
+        folder: Where it is.
+        table: Refuse what is not the model of a table.
 
     Raises:
         StoreError: if a file is missing or damaged, the version is unknown, or the weights do
@@ -173,20 +208,19 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     if not folder.is_dir():
         raise StoreError(f"There is no model at {folder}: no such folder.")
     config = _read_config(folder)
-    names = [c.name for c in config.columns]
-    context = [c.name for c in config.context_columns or []]
-    arguments = config.flow.arguments
-    if (arguments.features, arguments.context) != (len(names), len(context)):
+    if table and not config.columns:
+        kind = "an image model" if config.images else f"a {config.flow.name} without columns"
         raise StoreError(
-            f"{folder / CONFIG} is inconsistent: a flow of {arguments.features} features and "
-            f"{arguments.context} context variables, but {len(names)} and {len(context)} columns."
+            f"{folder} is inconsistent with a table: it holds {kind}; "
+            "load it by quarflow.load_flow."
         )
-    if len(set(names)) < len(names) or len(set(context)) < len(context):
-        raise StoreError(f"{folder / CONFIG} is inconsistent: two columns share a name.")
-
-    weights = _read_weights(folder / WEIGHTS, arguments.least_numbers())
+    _check_parts(config, folder / CONFIG)
     try:
-        flow = QuAR(**arguments.model_dump())
+        least = least_numbers(config.flow)
+        weights = _read_weights(folder / WEIGHTS, least)
+        flow = build_flow(config.flow)
+    except StoreError:
+        raise
     except ValueError as error:
         raise StoreError(f"{folder / CONFIG} describes no valid flow: {error}") from None
     _check_fit(weights, flow.state_dict(), folder / WEIGHTS)
@@ -197,6 +231,36 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
         raise StoreError(f"{folder / METRICS} is damaged: it should hold a JSON object.")
 
     return Model(config=config, flow=flow.eval(), metrics=metrics, log=_read_log(folder / LOG))
+
+
+def _check_parts(config: ModelConfig, path: Path) -> None:
+    """Refuse a flow that does not suit the columns or images it is said to be for."""
+    arguments = config.flow.arguments
+    if config.images is not None:
+        shape = getattr(arguments, "shape", None)
+        levels = getattr(arguments, "levels", None)
+        if (
+            shape is None
+            or tuple(shape) != config.images.shape
+            or levels != config.images.levels
+            or config.columns
+        ):
+            raise StoreError(f"{path} is inconsistent: the flow is not one for its images.")
+    if not config.columns:
+        if config.context_columns:
+            raise StoreError(f"{path} is inconsistent: it has context columns and no others.")
+        return
+    if not isinstance(arguments, QuARArguments):
+        raise StoreError(f"{path} is inconsistent: a {config.flow.name} has no columns.")
+    names = [c.name for c in config.columns]
+    context = [c.name for c in config.context_columns or []]
+    if (arguments.features, arguments.context) != (len(names), len(context)):
+        raise StoreError(
+            f"{path} is inconsistent: a flow of {arguments.features} features and "
+            f"{arguments.context} context variables, but {len(names)} and {len(context)} columns."
+        )
+    if len(set(names)) < len(names) or len(set(context)) < len(context):
+        raise StoreError(f"{path} is inconsistent: two columns share a name.")
 
 
 def _read_config(folder: Path) -> ModelConfig:
