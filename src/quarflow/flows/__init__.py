@@ -3,6 +3,7 @@
 from quarflow.flows.autoregressive import Autoregressive
 from quarflow.flows.flow import Flow, FlowDistribution
 from quarflow.flows.image_quar import ImageQuAR
+from quarflow.flows.image_residual import ImageResidualDistribution, ImageResidualFlow
 from quarflow.flows.images import ImageDistribution, ImageFlow
 from quarflow.flows.planar import PlanarFlow, RadialFlow, SylvesterFlow
 from quarflow.flows.quar import QuAR, StepCertificate
@@ -15,6 +16,8 @@ __all__ = [
     "ImageDistribution",
     "ImageFlow",
     "ImageQuAR",
+    "ImageResidualDistribution",
+    "ImageResidualFlow",
     "PlanarFlow",
     "QuAR",
     "RadialFlow",

@@ -4,6 +4,7 @@ from quarflow.nn.activations import ACTIVATIONS, activation, elu, lipswish, sin,
 from quarflow.nn.branch import BoundBranch, Branch
 from quarflow.nn.conv import CausalConv2d
 from quarflow.nn.conv_branch import BoundConvBranch, ConvBranch
+from quarflow.nn.conv_lipschitz import BoundConvNet, LipschitzConvNet
 from quarflow.nn.linear import BlockTriangularLinear
 from quarflow.nn.lipschitz import LipschitzBranch, LipschitzLinear, LipschitzMLP
 from quarflow.nn.made import MADE, MaskedLinear
@@ -16,12 +17,14 @@ __all__ = [
     "BlockTriangularLinear",
     "BoundBranch",
     "BoundConvBranch",
+    "BoundConvNet",
     "BoundMLP",
     "Branch",
     "CausalConv2d",
     "ConvBranch",
     "Linearization",
     "LipschitzBranch",
+    "LipschitzConvNet",
     "LipschitzLinear",
     "LipschitzMLP",
     "MaskedLinear",

@@ -4,6 +4,7 @@ from quarflow.transforms.autoregressive import AutoregressiveStep
 from quarflow.transforms.base import Inverse, Transform, call_and_ladj
 from quarflow.transforms.compose import Composed
 from quarflow.transforms.conv_quar import ConvQuARStep
+from quarflow.transforms.conv_residual import ConvResidualStep
 from quarflow.transforms.elementwise import Affine, Permutation
 from quarflow.transforms.image import (
     ChannelAffine,
@@ -29,6 +30,7 @@ __all__ = [
     "ChannelAffine",
     "Composed",
     "ConvQuARStep",
+    "ConvResidualStep",
     "Flatten",
     "ImageTransform",
     "Inverse",

@@ -17,7 +17,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quarflow.nn.mlp import BoundMLP, Linearization
+from quarflow.nn.network import Derivative, Network
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -150,7 +150,7 @@ class LogDet:
         return len(chance) - torch.searchsorted(chance.flip(0), u, right=True)
 
 
-def exact_logdet(derivative: Linearization) -> Tensor:
+def exact_logdet(derivative: Derivative) -> Tensor:
     """Log-det of I + J from the whole Jacobian, shape (N); its sign is + where Lip(F) < 1."""
     J = derivative.dense()
     identity = torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
@@ -158,12 +158,12 @@ def exact_logdet(derivative: Linearization) -> Tensor:
     return torch.linalg.slogdet(identity + J)[1]
 
 
-def series_logdet(derivative: Linearization, draws: Draws) -> Tensor:
+def series_logdet(derivative: Derivative, draws: Draws) -> Tensor:
     """The weighted power series, shape (N), differentiable term by term."""
     return _powers(derivative, draws)[0]
 
 
-def neumann_logdet(derivative: Linearization, draws: Draws) -> Tensor:
+def neumann_logdet(derivative: Derivative, draws: Draws) -> Tensor:
     r"""The same value, with the gradient of the Neumann series.
 
     .. math:: \nabla \log\det(I + J) = E\Big[\sum_{k \ge 0} (-1)^k v^\top J^k \, \nabla J \, v\Big]
@@ -182,11 +182,11 @@ def _with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
     return value + (surrogate - surrogate.detach())
 
 
-def _surrogate(derivative: Linearization, v: Tensor, w: Tensor) -> Tensor:
+def _surrogate(derivative: Derivative, v: Tensor, w: Tensor) -> Tensor:
     return (w * derivative.jvp(v)).sum(-1)
 
 
-def _powers(derivative: Linearization, draws: Draws) -> tuple[Tensor, Tensor]:
+def _powers(derivative: Derivative, draws: Draws) -> tuple[Tensor, Tensor]:
     r"""The series, (N), and :math:`\sum_k (-1)^k c_{k+1} v^\top J^k`, (N, D)."""
     # Rows that take many terms first: those which still go on are then a prefix.
     order = draws.counts.argsort(descending=True)
@@ -209,7 +209,7 @@ def _powers(derivative: Linearization, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def value_and_logdet(
-    network: BoundMLP, x: Tensor, method: LogDet, generator: torch.Generator | None = None
+    network: Network, x: Tensor, method: LogDet, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""F(x) and log det(I + J_F(x)) as ``method`` says.
 
@@ -248,7 +248,7 @@ class _BackwardInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, network: BoundMLP, draws: Draws, x: Tensor, *tensors: Tensor
+        ctx: Any, network: Network, draws: Draws, x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.network, ctx.v = network, draws.v
         inputs = [
