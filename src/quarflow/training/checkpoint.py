@@ -141,6 +141,8 @@ def read(
 
 def _same_settings(path: Path, found: dict[str, Any], wanted: TrainingSettings) -> None:
     mine = json.loads(json.dumps(asdict(wanted)))
+    # what an older checkpoint does not know of was as it is by default
+    found = {**json.loads(json.dumps(asdict(TrainingSettings()))), **found}
     names = [n for n in {**mine, **found} if n not in FREE and mine.get(n) != found.get(n)]
     if names:
         told = ", ".join(f"{n} was {found.get(n)!r} and is {mine.get(n)!r}" for n in names)

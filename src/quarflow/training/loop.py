@@ -217,7 +217,9 @@ class _Run:
         """Take the next step at its rate."""
         settings, counters = self.settings, self.counters
         rate = settings.learning_rate * warmup(counters.step, settings.warmup_steps)
-        rate *= cosine(self.progress()) * self.plateau.factor * counters.rate_factor
+        rate *= self.plateau.factor * counters.rate_factor
+        if settings.schedule == "cosine":
+            rate *= cosine(self.progress())
         decay = ema_decay(counters.step, settings.ema)
         self.learner.step(counters.step, self.sampler.batch(counters.step), rate, decay)
         counters.step += 1

@@ -18,7 +18,8 @@ class Rows(Protocol):
     """Indexable training data that adds its own noise.
 
     An optional attribute `device` says where `index` and `generator` should live (default: the
-    CPU); the batch is moved to the training device in any case.
+    CPU); the batch is moved to the training device in any case. An optional `first` says how
+    many rows the data-dependent initialisation should see (default: 1,024).
     """
 
     def __len__(self) -> int:
@@ -108,8 +109,9 @@ class Sampler:
         noise = seeded(self.seed, "noise", step, self.rank, device=self.device)
         return self.rows.batch(self.indices(step), noise)
 
-    def first(self, least: int = 1024) -> tuple[Tensor, Tensor | None]:
+    def first(self) -> tuple[Tensor, Tensor | None]:
         """Give the (x, c) for data-dependent initialisation, the same in every process."""
+        least = getattr(self.rows, "first", 1024)
         index = torch.randperm(len(self.rows), generator=seeded(self.seed, "first"))
         index = index[: max(least, self.plan.batch_size)].to(self.device)
         return self.rows.batch(index, seeded(self.seed, "first noise", device=self.device))

@@ -19,7 +19,8 @@ class TrainingSettings:
 
     Arguments:
         batch_size: Rows per step, over all processes together.
-        learning_rate: Adam's rate after the warm-up, before cosine and cuts.
+        learning_rate: Adam's rate after the warm-up, before schedule and cuts.
+        schedule: `"cosine"` lets the rate fall to 0 over the budget, `"constant"` does not.
         max_epochs: Passes over the training rows, at most.
         minutes: Time budget, at most; None for no limit. Resumed time counts.
         warmup_steps: Steps in which the rate rises linearly to `learning_rate`.
@@ -69,6 +70,7 @@ class TrainingSettings:
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
     checkpoint_seconds: float = 5.0
+    schedule: Literal["cosine", "constant"] = "cosine"
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -102,6 +104,8 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
         if not _is_number(self.cut_factor) or not 0 < self.cut_factor < 1:
             raise ValueError(f"cut_factor must be between 0 and 1, got {self.cut_factor!r}.")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}.")
         if self.precision not in ("float32", "bf16"):
             raise ValueError(f"precision must be 'float32' or 'bf16', got {self.precision!r}.")
 

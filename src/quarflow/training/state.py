@@ -89,7 +89,7 @@ class Average:
 
 # What weight decay acts on: not biases, affine maps, theta, nor the diagonal blocks, whose size
 # the norm takes out again.
-DECAYED = ("weight", "off_diagonal", "context")
+DECAYED = ("weight", "off_diagonal", "off_center", "context")
 
 
 def make_adam(flow: nn.Module, settings: TrainingSettings) -> torch.optim.Adam:
