@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from quarflow import __version__
+from quarflow.cli.bench import bench
 from quarflow.cli.common import guarded
 from quarflow.cli.demo import demo
 from quarflow.cli.fit import fit
+from quarflow.cli.paper import paper
 from quarflow.cli.show import info, report
 from quarflow.cli.use import sample, score
 
@@ -54,8 +56,9 @@ def _quarflow(
     """
 
 
-for command in (fit, score, sample, info, report, demo):
+for command in (fit, score, sample, info, report, demo, bench):
     app.command()(guarded(command))
+app.add_typer(paper, name="paper")
 
 
 def main() -> None:
