@@ -15,7 +15,8 @@ from quarflow.cli.bench import bench
 from quarflow.cli.common import guarded
 from quarflow.cli.demo import demo
 from quarflow.cli.fit import fit
-from quarflow.cli.paper import paper
+from quarflow.cli.paper import paper, recipe
+from quarflow.cli.paper_images import table1, table2
 from quarflow.cli.show import info, report
 from quarflow.cli.use import sample, score
 
@@ -58,6 +59,8 @@ def _quarflow(
 
 for command in (fit, score, sample, info, report, demo, bench):
     app.command()(guarded(command))
+for command in (table1, table2):
+    recipe(command)
 app.add_typer(paper, name="paper")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quarflow.cli.common import INTERRUPTED, CommandError, guarded
+from quarflow.cli.common import INTERRUPTED, CommandError, guarded, names_of
 
 __all__ = ["paper", "recipe"]
 
@@ -45,9 +45,43 @@ def recipe(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def folder(output: Path | None, name: str) -> Path:
+    """Where a recipe writes."""
+    return Path(f"paper-{name}") if output is None else output
+
+
 def updates(steps: int | None, full: bool, default: int) -> int:
     """The number of updates asked for by --steps and --full."""
     if steps is not None and full:
         raise CommandError("--full is --steps 20000; give one of them.")
 
-    return steps or (20_000 if full else default)
+    from quarflow.paper.run import FULL_STEPS
+
+    return steps or (FULL_STEPS if full else default)
+
+
+@recipe
+def figure3(
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Seeds = 1,
+    full: Full = False,
+    output: Output = None,
+    models: Annotated[
+        str, typer.Option(help="Which flows, with commas: autoregressive, residual, quar, ...")
+    ] = "autoregressive,residual,quar,quar-paper",
+) -> None:
+    """Eight Gaussians: contours of log p, KL, error where data are sparse, and times.
+
+    \b
+    Example:
+      quarflow paper figure3 --steps 2000 --seeds 5
+    """
+    from quarflow.paper.eight import MODELS
+    from quarflow.paper.figure3 import figure3
+
+    names = names_of(models, "--models") or []
+    for name in names:
+        if name not in MODELS:
+            raise CommandError(f"--models knows {', '.join(MODELS)}, not {name!r}.")
+    figure3(folder(output, "figure3"), updates(steps, full, 1000), seed, seeds, names)

@@ -26,6 +26,7 @@ __all__ = ["FULL_STEPS", "RecipeError", "Run", "mean_and_error", "read_json", "w
 
 FULL_STEPS = 20_000  # appendix A.1: "the models were trained for 20,000 updates"
 START = "run.json"  # what marks a folder as a recipe's: its name and settings
+WIDTH = 160  # of tables, where there is no terminal
 LINES = 10  # of progress per part, where there is no terminal for a bar
 
 Numbers = dict[str, Any]
@@ -73,7 +74,10 @@ class Run:
 
         self.name, self.folder, self.quiet = name, Path(folder), quiet
         self.settings: Numbers = plain(settings)
-        self.out = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.tables: list[Numbers] = []
+        self.out = Console(quiet=quiet, highlight=False)
+        if not self.out.is_terminal:
+            self.out.width = WIDTH
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._open(free)
 
@@ -149,10 +153,11 @@ class Run:
         return path
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table; the first column holds names, the others numbers."""
+        """Print a table, and note it for the JSON; names in the first column, then numbers."""
         from rich import box
         from rich.table import Table
 
+        self.tables.append({"title": title, "columns": columns, "rows": rows})
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for i, column in enumerate(columns):
             table.add_column(column, justify="right" if i else "left", no_wrap=not i)
@@ -169,6 +174,7 @@ class Run:
             "command": called,
             "settings": self.settings,
             "numbers": numbers,
+            "tables": self.tables,
             "versions": {
                 "quarflow": __version__,
                 "torch": torch.__version__,
