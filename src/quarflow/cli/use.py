@@ -46,6 +46,7 @@ def score(
     import numpy as np
 
     from quarflow.data import TableWriter, iter_table
+    from quarflow.data.pipeline import Ahead, Behind
 
     check_output(output, (".csv", ".parquet", ".pq"), [data])
     estimator = load(model)
@@ -55,8 +56,10 @@ def score(
     missing = "nan" if allow_missing else "error"
     rows = scored = impossible = 0
     total, start = 0.0, time.perf_counter()
-    with TableWriter(output) as writer:
-        for table in iter_table(data, names, chunk_rows=CHUNK, missing=missing):
+    tables = iter_table(data, names, chunk_rows=CHUNK, missing=missing)
+    # Reading and writing run beside the scoring; a failure anywhere leaves no file.
+    with TableWriter(output) as writer, Behind(writer.write) as out, Ahead(tables) as ahead:
+        for table in ahead:
             values = table.values
             whole = np.isfinite(values).all(1)
             log_prob = np.full(len(values), np.nan)
@@ -64,7 +67,7 @@ def score(
                 X, context = split(estimator, values[whole])
                 log_prob[whole] = estimator.score_samples(X, context=context)
             kept = {name: values[:, i] for i, name in enumerate(names)} if keep else {}
-            writer.write({**kept, SCORE: log_prob})
+            out.put({**kept, SCORE: log_prob})
             finite = np.isfinite(log_prob)
             rows += len(values)
             scored += int(finite.sum())
