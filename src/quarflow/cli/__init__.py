@@ -59,8 +59,8 @@ def _quarflow(
 
 for command in (fit, score, sample, info, report, demo, bench):
     app.command()(guarded(command))
-for command in (table1, table2):
-    recipe(command)
+recipe(table1)
+recipe(table2)
 app.add_typer(paper, name="paper")
 
 
