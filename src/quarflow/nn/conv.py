@@ -183,8 +183,7 @@ class CausalConv2d(nn.Module):
         own = torch.arange(C, device=self.rows.device).expand(T, C)
         blocks = self.diagonal.new_zeros(T, C, C, self.units_out, self.units_in)
         blocks = blocks.index_put((step, own, own), self.diagonal)
-        if C > 1:
-            blocks = blocks.index_put((step, self.rows, self.columns), self.off_diagonal)
+        blocks = blocks.index_put((step, self.rows, self.columns), self.off_diagonal)
 
         return blocks.transpose(2, 3).reshape(T, C * self.units_out, C * self.units_in)
 

@@ -208,7 +208,7 @@ class ConvBranch(nn.Module):
                 w,
                 d,
                 b,
-                Pass(self._activation, taps, before, self.recompute),
+                Pass(self._activation, taps, before, self.recompute, reverse),
                 limit,
                 reverse,
                 self.implementation,

@@ -2,7 +2,7 @@ r"""The convolutional branch's pass over (value, diagonal) as one differentiable
 
 Between the first convolution, which reads pixels through taps, and the last, whose products are
 summed over taps, every pixel is on its own. So the hidden units, which are hundreds per channel,
-are computed for a few thousand pixels at a time: they stay in the cache, and what is kept for the
+are computed for some thousand pixels at a time: they stay in the cache, and what is kept for the
 backward pass is either the block's input alone (they are computed once more) or the
 pre-activations and tangents, from which slopes and curvatures follow.
 """
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from quarflow.nn.activations import Activation
 from quarflow.nn.conv import Taps, gather_taps, opposite, sum_taps
+from quarflow.nn.jets import jet, value_and_slope
 from quarflow.nn.linear import diagonal_product
+from quarflow.nn.panels import Triangular
 
-__all__ = ["Pass", "conv_value_and_diagonal"]
+__all__ = ["Layers", "Pass", "conv_value_and_diagonal"]
 
 # Hidden numbers computed at a time: what stays in the cache of one core, and on other devices
 # enough to keep all of it busy.
-CHUNK_CPU, CHUNK_OTHER = 2**19, 2**27
+CHUNK_CPU, CHUNK_OTHER = 2**18, 2**27
 
 Layers = tuple[Tensor, ...]
 
@@ -38,6 +40,7 @@ class Pass:
         taps: Of the first and last layer.
         preactivation: Whether phi comes before the first layer.
         recompute: Whether the backward pass computes hidden units anew, instead of keeping them.
+        reverse: Whether channels depend on later ones.
         dtype: Of the hidden units, where it is not that of x: matrix products take and give it,
             and everything that is summed over taps, chunks or units is summed in x's.
     """
@@ -46,9 +49,10 @@ class Pass:
     taps: Taps
     preactivation: bool = True
     recompute: bool = True
+    reverse: bool = False
     dtype: torch.dtype | None = None
 
-    def low(self, tensors: Layers) -> Layers:
+    def low(self, *tensors: Tensor) -> Layers:
         """Tensors in the type of the hidden units."""
         return tensors if self.dtype is None else tuple(t.to(self.dtype) for t in tensors)
 
@@ -75,6 +79,7 @@ def conv_value_and_diagonal(
     """
     tensors = (x, *weights, *blocks, *biases)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
         F, d, _ = _forward(options, x, weights, blocks, biases, keep=False)
         return F, d
 
@@ -83,66 +88,50 @@ def conv_value_and_diagonal(
     return outputs[0], outputs[1]
 
 
-def _chunks(hidden: int, device: torch.device) -> int:
+def _chunk(hidden: int, device: torch.device) -> int:
     """Pixels at a time."""
     numbers = CHUNK_CPU if device.type == "cpu" else CHUNK_OTHER
 
     return max(64, numbers // hidden)
 
 
-def _enter(options: Pass, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What the first layer reads, and the slopes of the activation before it."""
-    if not options.preactivation:
-        return x, None
-
-    return options.activation(x)
-
-
-def _entered(t0: Tensor | None, block: Tensor) -> Tensor:
-    """u of the first layer: tangents that enter it are one number per channel."""
+def _entered(options: Pass, t0: Tensor | None, block: Tensor) -> Tensor:
+    """u of the first layer: what enters it is one tangent per channel."""
     column = block.squeeze(-1)
+    u = column.flatten() if t0 is None else (t0.unsqueeze(-1) * column).flatten(-2)
 
-    return column.flatten() if t0 is None else (t0.unsqueeze(-1) * column).flatten(-2)
+    return options.low(u)[0]
 
 
 def _forward(
     options: Pass, x: Tensor, W: Layers, B: Layers, b: Layers, keep: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """F, d, and of each chunk what the backward pass needs."""
-    N, H, width, C = x.shape
-    last, (W, B) = b[-1], (options.low(W), options.low(B))
-    b = options.low(b)
-    a, t0 = _enter(options, x)
-    A = options.low((gather_taps(a, options.taps).reshape(N * H * width, -1),))[0]
-    size = _chunks(W[0].shape[0], x.device)
+    phi, C = options.activation, x.shape[-1]
+    a, t0 = value_and_slope(phi, x) if options.preactivation else (x, None)
+    bias = b[-1]
+    W, B, b = options.low(*W), options.low(*B), options.low(*b)
+    (A,) = options.low(gather_taps(a, options.taps).flatten(0, 2))  # (pixels, taps C)
     slopes = None if t0 is None else t0.reshape(-1, C)
+    size = _chunk(W[0].shape[0], x.device)
     y, d, kept = [], [], []
     for at in range(0, max(1, len(A)), size):
-        rows, t = A[at : at + size], None if slopes is None else slopes[at : at + size]
-        z, u = _units(options, rows, t, W[:-1], B[:-1], b)
-        h, slope = options.activation(z[-1])
+        t = None if slopes is None else slopes[at : at + size]
+        z, u = [fn.linear(A[at : at + size], W[0], b[0])], [_entered(options, t, B[0])]
+        for layer in range(1, len(W)):
+            h, slope = value_and_slope(phi, z[-1])
+            t = slope * u[-1]
+            if layer < len(W) - 1:
+                z.append(Triangular(C, options.reverse).linear(h, W[layer], b[layer]))
+                u.append(diagonal_product(t, B[layer]))
         y.append(fn.linear(h, W[-1]).to(x.dtype))
-        tangent = (slope * u[-1]).unflatten(-1, (C, -1))
-        d.append((tangent * B[-1].squeeze(1)).sum(-1, dtype=x.dtype))
+        d.append((t.unflatten(-1, (C, -1)) * B[-1].squeeze(1)).sum(-1, dtype=x.dtype))
         if keep:
             kept += [*z, *u[1:]]
-    products = (y[0] if len(y) == 1 else torch.cat(y)).view(N, H, width, -1)
-    diagonal = (d[0] if len(d) == 1 else torch.cat(d)).view(N, H, width, C)
+    products = (y[0] if len(y) == 1 else torch.cat(y)).view(*x.shape[:3], -1)
+    diagonal = (d[0] if len(d) == 1 else torch.cat(d)).view(x.shape)
 
-    return sum_taps(products, options.taps) + last, diagonal, kept
-
-
-def _units(
-    options: Pass, h: Tensor, t: Tensor | None, W: Layers, B: Layers, b: Layers
-) -> tuple[list[Tensor], list[Tensor]]:
-    """All hidden z and u for some pixels."""
-    z, u = [fn.linear(h, W[0], b[0])], [options.low((_entered(t, B[0]),))[0]]
-    for layer in range(1, len(W)):
-        h, slope = options.activation(z[-1])
-        u.append(diagonal_product(slope * u[-1], B[layer]))
-        z.append(fn.linear(h, W[layer], b[layer]))
-
-    return z, u
+    return sum_taps(products, options.taps) + bias, diagonal, kept
 
 
 class _ConvPass(torch.autograd.Function):
@@ -188,62 +177,82 @@ def _backward(
     need_x: bool,
 ) -> tuple[Tensor | None, list[Any], list[Any], list[Any]]:
     """Gradients of x, W, B and b, chunk by chunk."""
-    N, H, width, C = x.shape
-    L, phi = len(W), options.activation
-    a, t0 = _enter(options, x)
-    W, B, b = options.low(W), options.low(B), options.low(b)
+    L, phi, C = len(W), options.activation, x.shape[-1]
+    triangular = Triangular(C, options.reverse)
+    a, t0, c0 = jet(phi, x) if options.preactivation else (x, None, None)
+    slopes = None if t0 is None else t0.reshape(-1, C)
+    W, B, b = options.low(*W), options.low(*B), options.low(*b)
     A, gy, gd = options.low(
-        (
-            gather_taps(a, options.taps).reshape(N * H * width, -1),
-            gather_taps(gF, opposite(options.taps)).reshape(N * H * width, -1),
-            gd.reshape(-1, C),
-        )
+        gather_taps(a, options.taps).flatten(0, 2),
+        gather_taps(gF, opposite(options.taps)).flatten(0, 2),
+        gd.reshape(-1, C),
     )
-    size = _chunks(W[0].shape[0], x.device)
-    gW: list[Any] = [None] * L
-    gB: list[Any] = [None] * L
-    gb: list[Any] = [None] * (L - 1) + [gF.sum((0, 1, 2))]
+    size = _chunk(W[0].shape[0], x.device)
+    sums: dict[tuple[str, int], list[Tensor]] = {}
     of_A, of_t0 = [], []
     for i, at in enumerate(range(0, max(1, len(A)), size)):
         here = slice(at, at + size)
-        t = None if t0 is None else t0.reshape(-1, C)[here]
-        if kept:
-            mine = kept[i * (2 * L - 3) : (i + 1) * (2 * L - 3)]
-            z, u = mine[: L - 1], [options.low((_entered(t, B[0]),))[0], *mine[L - 1 :]]
-        else:
-            z, u = _units(options, A[here], t, W[:-1], B[:-1], b)
+        t = None if slopes is None else slopes[here]
+        u = [_entered(options, t, B[0])]
+        mine = kept[i * (2 * L - 3) : (i + 1) * (2 * L - 3)]
+        z = mine[: L - 1] or [fn.linear(A[here], W[0], b[0])]
+        jets, tangents = [], []
+        for layer in range(1, L):
+            jets.append(jet(phi, z[layer - 1]))
+            tangents.append(jets[-1][1] * u[-1])
+            if layer == L - 1:
+                break
+            if kept:
+                u.append(mine[L - 2 + layer])
+            else:
+                z.append(triangular.linear(jets[-1][0], W[layer], b[layer]))
+                u.append(diagonal_product(tangents[-1], B[layer]))
+
         gz, gu = gy[here], gd[here]
         for layer in range(L - 1, 0, -1):
-            h, slope = phi(z[layer - 1])
-            curvature = phi.curvature(z[layer - 1], h, slope)
-            _add(gW, layer, gz.mT @ h)
-            gB_here, gt = _diagonal_backward(gu, slope * u[layer - 1], B[layer])
-            _add(gB, layer, gB_here)
-            gz = torch.addcmul(slope * (gz @ W[layer]), curvature * u[layer - 1], gt)
+            h, slope, curvature = jets[layer - 1]
+            gB, gt = _diagonal_backward(gu, tangents[layer - 1], B[layer])
+            if layer == L - 1:
+                gW, gh = [gz.mT @ h], gz @ W[layer]
+            else:
+                gW = triangular.weight_gradient(gz, h)
+                gh = triangular.input_gradient(gz, W[layer])
+            gz = torch.addcmul(slope * gh, curvature * u[layer - 1], gt)
             gu = slope * gt
-            _add(gb, layer - 1, gz.sum(0))
-        _add(gW, 0, gz.mT @ A[here])
+            _add(sums, ("W", layer), gW)
+            _add(sums, ("B", layer), [gB])
+            _add(sums, ("b", layer - 1), [gz.sum(0)])
+        _add(sums, ("W", 0), [gz.mT @ A[here]])
         gu = gu.unflatten(-1, B[0].shape[:2])  # (pixels, C, k)
-        _add(gB, 0, (gu if t is None else gu * t.unsqueeze(-1)).sum(0).unsqueeze(-1))
+        entering = gu if t is None else gu * t.unsqueeze(-1)
+        _add(sums, ("B", 0), [entering.sum(0).unsqueeze(-1)])
         if need_x:
-            of_A.append(gz @ W[0])
+            of_A.append((gz @ W[0]).to(x.dtype))
             if t is not None:
-                of_t0.append((gu * B[0].squeeze(-1)).sum(-1))
+                of_t0.append((gu * B[0].squeeze(-1)).sum(-1, dtype=x.dtype))
+
+    gW_all: list[Any] = [sums["W", 0][0]]
+    gW_all += [triangular.assemble(sums["W", i], W[i].shape[1]) for i in range(1, L - 1)]
+    gW_all += [sums["W", L - 1][0]]
+    gB_all: list[Any] = [sums["B", i][0] for i in range(L)]
+    gb_all: list[Any] = [sums["b", i][0] for i in range(L - 1)] + [gF.sum((0, 1, 2))]
     if not need_x:
-        return None, gW, gB, gb
+        return None, gW_all, gB_all, gb_all
 
-    of_pixels = torch.cat(of_A).to(x.dtype).view(N, H, width, -1)
-    gx = sum_taps(of_pixels, opposite(options.taps))
-    if t0 is not None:
-        gx = gx * t0 + torch.cat(of_t0).to(x.dtype).view_as(x) * phi.curvature(x, a, t0)
+    gx = sum_taps(torch.cat(of_A).view(*x.shape[:3], -1), opposite(options.taps))
+    if t0 is not None and c0 is not None:
+        gx = gx * t0 + torch.cat(of_t0).view_as(x) * c0
 
-    return gx, gW, gB, gb
+    return gx, gW_all, gB_all, gb_all
 
 
-def _add(total: list[Any], at: int, part: Tensor) -> None:
+def _add(
+    sums: dict[tuple[str, int], list[Tensor]], key: tuple[str, int], new: list[Tensor]
+) -> None:
     # In float32 at least: many chunks are added up.
-    part = part.float() if part.dtype.itemsize < 4 else part
-    total[at] = part if total[at] is None else total[at] + part
+    new = [part.float() if part.dtype.itemsize < 4 else part for part in new]
+    old = sums.get(key)
+    sums[key] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
 
 
 def _diagonal_backward(gu: Tensor, t: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
