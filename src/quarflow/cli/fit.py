@@ -1,4 +1,4 @@
-"""`quarflow fit`: from a table to a model folder."""
+"""`quarflow fit`: from a table, or images, to a model folder."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from quarflow.cli.common import (
     names_of,
     quoted,
 )
+from quarflow.cli.fit_images import fit_image_model, tell, wants_images
 
 CHECKPOINT = "checkpoint"
 OWN_OPTIONS = {
@@ -34,7 +35,7 @@ OWN_OPTIONS = {
 
 
 def fit(
-    data: Annotated[Path, typer.Argument(help="The table: .csv, .parquet, .npy or .npz.")],
+    data: Annotated[Path, typer.Argument(help="A table (.csv, .parquet, .npy, .npz), or images.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")],
     columns: Annotated[
         str | None, typer.Option(help="Columns to model, a,b,c; by default all but the context.")
@@ -60,15 +61,17 @@ def fit(
         bool, typer.Option("--force", help="Replace the model that is in the folder.")
     ] = False,
 ) -> None:
-    """Fit a density to a table and save it as a folder.
+    """Fit a density to a table, or to images, and save it as a folder.
 
-    Ctrl-C stops early and keeps the best model so far.
+    Images are a folder of equally sized PNG, JPEG or WebP files, an array (N, H, W) or with
+    channels in .npy or .npz, or `digits`. Ctrl-C stops early and keeps the best model so far.
 
     \b
     Example:
       quarflow fit data.csv -o model
       quarflow fit data.parquet -o model --columns mass,energy --context angle --minutes 5
       quarflow fit data.csv -o model --set hidden_features=[64,64] --set 'bounds={"age":[0,null]}'
+      quarflow fit pictures/ -o model --minutes 30 --set blocks=8 --set flip=true
     """
     if resume and force:
         raise CommandError(
@@ -78,6 +81,32 @@ def fit(
         typer.echo(f"{output} holds a finished model; there is nothing to resume.")
         return
     fresh = _check_folder(output, resume, force)
+    if wants_images(data):
+        for value, option in (
+            (columns, "--columns"),
+            (context, "--context"),
+            (drop_missing, "--drop-missing"),
+        ):
+            if value:
+                raise CommandError(f"{option} is for tables, and {data} holds images.")
+        existed = output.exists()
+        try:
+            fitted = fit_image_model(
+                data,
+                output / CHECKPOINT,
+                minutes=minutes,
+                max_epochs=max_epochs,
+                seed=seed,
+                device=device,
+                resume=resume and not fresh,
+                settings=setting or [],
+            )
+        except ValueError:
+            _tidy(output, existed)
+            raise
+        _save(fitted, output, bool(fitted.metrics["interrupted"]))
+        tell(fitted, output)
+        return
     parameters = _parameters(
         setting or [], minutes=minutes, max_epochs=max_epochs, random_state=seed, device=device
     )
@@ -87,7 +116,7 @@ def fit(
     estimator, table = _fit(
         data, names, context_names, output, parameters, drop_missing, resume and not fresh
     )
-    _save(estimator, output)
+    _save(estimator, output, bool(estimator.metrics_.get("interrupted")))
     _tell(estimator, table, data, output)
 
 
@@ -211,15 +240,15 @@ def _tidy(output: Path, existed: bool) -> None:
                 folder.rmdir()
 
 
-def _save(estimator: Any, output: Path) -> None:
+def _save(model: Any, output: Path, interrupted: bool) -> None:
     """Save the model; the checkpoint of a run stopped by Ctrl-C stays, to go on from."""
     checkpoint = output / CHECKPOINT
     aside = output.with_name(f".{output.name}.{os.getpid()}.checkpoint")
-    keep = bool(estimator.metrics_.get("interrupted")) and checkpoint.is_dir()
+    keep = interrupted and checkpoint.is_dir()
     if keep:
         os.rename(checkpoint, aside)
     try:
-        estimator.save(output)
+        model.save(output)
     finally:
         if keep:
             os.rename(aside, checkpoint)

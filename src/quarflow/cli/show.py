@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from quarflow.cli.common import CommandError, check_output, duration, load, needed, split
+from quarflow.cli.image_use import holds_images, image_info, image_report
 
 
 def info(model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")]) -> None:
@@ -17,6 +18,8 @@ def info(model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")
     Example:
       quarflow info model
     """
+    if holds_images(model):
+        return image_info(model)
     estimator = load(model)
     from rich.console import Console
     from rich.text import Text
@@ -97,6 +100,10 @@ def report(
     Example:
       quarflow report model test.csv -o report.html
     """
+    if holds_images(model):
+        if drop_missing:
+            raise CommandError("--drop-missing is for tables, not for image models.")
+        return image_report(model, data, output, title, seed)
     check_output(output, (".html", ".htm"), [] if data is None else [data])
     estimator = load(model)
     rows = context = None

@@ -18,6 +18,7 @@ from quarflow.cli.common import (
     needed,
     split,
 )
+from quarflow.cli.image_use import SHOWN, holds_images, sample_images, score_images
 
 SCORE = "log_prob"
 CHUNK = 65_536
@@ -36,6 +37,8 @@ def score(
 ) -> None:
     """Write the log-density of every row, in nats, as a column log_prob.
 
+    For an image model: of every image, with its bits per dimension.
+
     Rows keep their order, and the table may be larger than memory. Columns are found by name.
 
     \b
@@ -43,6 +46,10 @@ def score(
       quarflow score model new.csv -o scores.csv
       quarflow score model new.parquet -o scores.parquet --keep
     """
+    if holds_images(model):
+        if keep or allow_missing:
+            raise CommandError("--keep and --allow-missing are for tables, not for image models.")
+        return score_images(model, data, output)
     import numpy as np
 
     from quarflow.data import TableWriter, iter_table
@@ -86,25 +93,36 @@ def score(
 
 def sample(
     model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File: .csv, .parquet or .npy.")],
-    number: Annotated[int, typer.Option("-n", "--number", help="How many rows.", min=1)] = 1000,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="File: .csv, .parquet, .npy; images: .png, .npy."),
+    ],
+    number: Annotated[
+        int | None,
+        typer.Option("-n", "--number", help="How many: 1000 rows, or 64 images.", min=1),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", min=0, max=2**32 - 1)] = 0,
     context_row: Annotated[
         str | None,
         typer.Option(metavar="NAME=VALUE,...", help="The context to sample at (or as JSON)."),
     ] = None,
 ) -> None:
-    """Draw rows from a model.
+    """Draw rows, or images, from a model.
 
     \b
     Example:
       quarflow sample model -n 1000 -o samples.csv
       quarflow sample model -n 1000 -o samples.parquet --context-row angle=0.5,charge=-1
     """
+    if holds_images(model):
+        if context_row is not None:
+            raise CommandError("This model has no context columns; leave --context-row out.")
+        return sample_images(model, output, number or SHOWN, seed)
     import numpy as np
 
     from quarflow.data import TableWriter
 
+    number = number or 1000
     check_output(output, (".csv", ".parquet", ".pq", ".npy"))
     estimator = load(model)
     context = _context(estimator, context_row)

@@ -1,0 +1,150 @@
+"""`quarflow fit IMAGES`: from images to a model folder."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from quarflow.cli.common import INTERRUPTED, CommandError, duration, quoted
+
+__all__ = ["fit_image_model", "tell", "wants_images"]
+
+DATA_OPTIONS = ("levels", "layout", "flip", "keep_stand_ins", "validation_fraction", "flow")
+FLOWS = ("ImageQuAR", "ImageResidualFlow")
+OWN = {
+    "minutes": "--minutes",
+    "max_epochs": "--max-epochs",
+    "seed": "--seed",
+    "device": "--device",
+}
+TRAINING = {  # over the defaults of TrainingSettings, which are those for tables
+    "batch_size": 64,
+    "learning_rate": 3e-3,
+    "clip": 1.0,
+    "ema": 0.998,
+    "checkpoint_seconds": 60.0,
+}
+
+
+def wants_images(data: Path) -> bool:
+    """Whether `quarflow fit` shall treat its input as images: a set's name, a folder, an array."""
+    from quarflow.data import is_images
+    from quarflow.data.image_sets import SETS
+
+    return is_images(data) or (not data.exists() and str(data) in SETS)
+
+
+def fit_image_model(
+    data: Path,
+    checkpoint: Path,
+    *,
+    minutes: float | None,
+    max_epochs: int | None,
+    seed: int,
+    device: str,
+    resume: bool,
+    settings: Sequence[str],
+) -> Any:
+    """Fit an image flow; returns the :class:`quarflow.image_fitting.ImageModel`, not saved yet."""
+    from quarflow.data import load_set, read_images
+    from quarflow.image_fitting import fit_images
+    from quarflow.training import TrainingProgress, TrainingSettings
+
+    chosen = _settings(settings)
+    name = chosen["data"].pop("flow", FLOWS[0])
+    if name not in FLOWS:
+        raise CommandError(f"--set flow is one of {', '.join(FLOWS)}, not {name!r}.")
+    flip = chosen["data"].pop("flip", False)
+    fraction = chosen["data"].pop("validation_fraction", 0.1)
+    if data.exists():
+        images = read_images(data, **chosen["data"])
+    else:
+        if chosen["data"]:
+            raise CommandError(f"--set {next(iter(chosen['data']))} is for files, not for {data}.")
+        images = load_set(str(data))
+    if images.note:
+        typer.echo(images.note)
+    options: dict[str, Any] = {**TRAINING, **chosen["training"], "minutes": minutes, "seed": seed}
+    if max_epochs is not None:
+        options["max_epochs"] = max_epochs
+    training = TrainingSettings(**options)
+    with TrainingProgress() as progress:
+        model = fit_images(
+            images,
+            training,
+            name=name,
+            arguments=chosen["flow"],
+            flip=bool(flip),
+            validation_fraction=fraction,
+            device=device,
+            checkpoint=checkpoint,
+            resume=resume,
+            on_event=progress,
+        )
+    if model.metrics["interrupted"] and not model.history:
+        typer.echo("Interrupted before there was anything to keep.", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+    return model
+
+
+def tell(model: Any, output: Path) -> None:
+    """Say what came out, and what to do next."""
+    metrics, (C, H, W) = model.metrics, model.images.shape
+    typer.echo(
+        f"{metrics['images']:,} images of {W} x {H} pixels, {C} channel{'s'[: C > 1]}; "
+        f"{metrics['parameters']['unmasked']:,} parameters.\n"
+        f"Validation: {metrics['valid_bits_per_dim']:.4f} bits per dimension, "
+        f"after {duration(metrics['seconds'])}.\n"
+        f"{metrics['stopped']}"
+    )
+    if metrics["interrupted"]:
+        typer.echo(f"The best so far is saved in {output}; --resume goes on with the run.")
+    else:
+        typer.echo(f"Saved in {output}.")
+    typer.echo(f"Next: quarflow sample {quoted(output)} -o samples.png")
+
+
+def _settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Sort `--set key=value` into arguments of the images, the flow and the training."""
+    from quarflow.flows import ImageQuAR, ImageResidualFlow
+    from quarflow.training import TrainingSettings
+
+    flow = {
+        key
+        for constructor in (ImageQuAR, ImageResidualFlow)
+        for key in inspect.signature(constructor).parameters
+    } - {"shape", "levels"}
+    training = {field.name for field in fields(TrainingSettings)} - set(OWN)
+    found: dict[str, dict[str, Any]] = {"data": {}, "flow": {}, "training": {}}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals:
+            raise CommandError(f"--set takes key=value, such as --set blocks=4, not {key!r}.")
+        if key in OWN:
+            raise CommandError(f"--set {key} is not needed: use {OWN[key]} instead.")
+        part = (
+            "data"
+            if key in DATA_OPTIONS
+            else "flow"
+            if key in flow
+            else "training"
+            if key in training
+            else None
+        )
+        if part is None:
+            valid = ", ".join(sorted({*DATA_OPTIONS, *flow, *training}))
+            raise CommandError(f"There is no setting {key!r}. For images they are: {valid}.")
+        try:
+            found[part][key] = json.loads(text)
+        except ValueError:
+            found[part][key] = text
+
+    return found
