@@ -13,17 +13,33 @@ from typing import Any
 
 import torch
 
-from quarflow import Autoregressive, PlanarFlow, QuAR, RadialFlow, ResidualFlow, SylvesterFlow
+from quarflow import (
+    Autoregressive,
+    ImageQuAR,
+    ImageResidualFlow,
+    PlanarFlow,
+    QuAR,
+    RadialFlow,
+    ResidualFlow,
+    SylvesterFlow,
+)
 from quarflow.data.columns import Column, Columns
 from quarflow.flows.data_units import DataUnits
-from quarflow.nn import ACTIVATIONS, MADE, Branch, LipschitzMLP
+from quarflow.flows.flow import FlowDistribution
+from quarflow.nn import ACTIVATIONS, MADE, Branch, ConvBranch, LipschitzConvNet, LipschitzMLP
 from quarflow.transforms import (
     Affine,
     AutoregressiveStep,
+    ChannelAffine,
     Composed,
+    ConvQuARStep,
+    ConvResidualStep,
+    Flatten,
     Inverse,
     LinearLU,
     LogDet,
+    Logit,
+    MultiScale,
     Permutation,
     PlanarStep,
     QuARStep,
@@ -66,12 +82,14 @@ class FlowCase:
     """A flow: its constructor (with weights), number of features and of context variables.
 
     columns: whether the data are in data units (float64 in, whatever the dtype of the weights).
+    inside: whether densities are only on a part of R^D, so that points are samples.
     """
 
     make: Callable[[], Any]
     features: int
     context: int = 0
     columns: bool = False
+    inside: bool = False
 
     def build(self):
         torch.manual_seed(1)
@@ -81,7 +99,7 @@ class FlowCase:
     def points(self, flow, *batch):
         """Values, and a context or None."""
         c = self.contexts(*batch)
-        if self.columns:
+        if self.columns or self.inside:
             with torch.no_grad():
                 return (flow().sample(batch) if c is None else flow(c).sample()), c
         return 1.5 * torch.randn(*batch, self.features, dtype=torch.float64), c
@@ -294,3 +312,107 @@ for _context in (0, 2):
         FLOWS[f"{_name}{' context' * (_context > 0)}"] = FlowCase(
             partial(_other, _flow, _features, _context, **_options), _features, _context
         )
+
+
+# Images, flattened to vectors
+
+
+def flat(transform, shape):
+    """An image transform as one of vectors."""
+    return Composed([Flatten(shape).inv, transform, Flatten(shape)])
+
+
+def conv_branch(shape=(1, 3, 3), hidden=5, reverse=False, preactivation=True, **options):
+    """One bound convolutional branch, float64."""
+    return shaken(ConvBranch(shape, hidden, [reverse], [preactivation], **options)).bind()[0]
+
+
+def _conv_step(shape, **options):
+    return flat(ConvQuARStep(conv_branch(shape, **options)), shape)
+
+
+def _conv_residual(shape, preactivation):
+    net, bound = shaken(LipschitzConvNet(shape, 4, [preactivation])).bind()[0]
+
+    return flat(ConvResidualStep(net, bound, LogDet("exact")), shape)
+
+
+def _channel_affine(C):
+    return ChannelAffine(_numbers(C), _numbers(C))
+
+
+def _multiscale(shape, factor_out):
+    C = shape[0] * (2 if factor_out else 4)
+    chains = [
+        [Logit(0.05), ConvQuARStep(conv_branch(shape)), _channel_affine(shape[0])],
+        [ConvQuARStep(conv_branch((C, 1, 2), reverse=True))],
+    ]
+
+    return Composed([Flatten(shape).inv, MultiScale(shape, chains, factor_out)])
+
+
+TRANSFORMS |= {
+    "conv step": TransformCase(
+        partial(_conv_step, (1, 3, 3), preactivation=False),
+        9,
+        "lower",  # one channel: raster
+    ),
+    "conv step reversed": TransformCase(partial(_conv_step, (1, 3, 3), reverse=True), 9, "upper"),
+    "conv step center": TransformCase(
+        partial(_conv_step, (2, 2, 3), norm="center", activation="elu"), 12
+    ),
+    "conv step operator": TransformCase(
+        partial(_conv_step, (3, 2, 2), norm="operator", activation="sin", reverse=True), 12
+    ),
+    "conv step paper": TransformCase(
+        partial(_conv_step, (2, 2, 2), implementation="paper", activation="tanh"), 8
+    ),
+    "conv residual": TransformCase(partial(_conv_residual, (2, 2, 2), True), 8),
+    "conv residual first": TransformCase(partial(_conv_residual, (1, 2, 3), False), 6),
+    "logit": TransformCase(lambda: flat(Logit(0.05), (1, 2, 2)), 4, "lower", through_inverse=True),
+    "channel affine": TransformCase(lambda: flat(_channel_affine(2), (2, 1, 3)), 6, "lower"),
+    "multiscale": TransformCase(partial(_multiscale, (1, 2, 4), False), 8, through_inverse=True),
+    "multiscale factored out": TransformCase(
+        partial(_multiscale, (2, 2, 4), True), 16, through_inverse=True
+    ),
+}
+
+
+class FlatImages(torch.nn.Module):
+    """An image flow as one of vectors."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, c=None):
+        p = self.flow(c)
+        transform = Composed([Flatten(self.flow.shape).inv, p.transform])
+
+        return FlowDistribution(transform, p.base)
+
+    def initialize(self, x, c=None):
+        return self.flow.initialize(x.unflatten(-1, self.flow.shape).clamp(0, 1), c)
+
+
+def _image_flow(flow, shape, **options):
+    options = {"scales": 2, "blocks": 2, "hidden_channels": 4} | options
+
+    return FlatImages(shaken(flow(shape, **options), 0.1))
+
+
+FLOWS |= {
+    "image quar": FlowCase(partial(_image_flow, ImageQuAR, (1, 2, 4)), 8, inside=True),
+    "image quar factored out": FlowCase(
+        partial(
+            _image_flow, ImageQuAR, (2, 2, 2), factor_out=True, norm="operator", order="fixed"
+        ),
+        8,
+        inside=True,
+    ),
+    "image residual": FlowCase(
+        partial(_image_flow, ImageResidualFlow, (1, 2, 2), logdet="exact", blocks=1),
+        4,
+        inside=True,
+    ),
+}

@@ -120,15 +120,15 @@ def _forward(
         z, u = [fn.linear(A[at : at + size], W[0], b[0])], [_entered(options, t, B[0])]
         for layer in range(1, len(W)):
             h, slope = value_and_slope(phi, z[-1])
-            t = slope * u[-1]
+            tangent = slope * u[-1]
             if layer < len(W) - 1:
                 z.append(Triangular(C, options.reverse).linear(h, W[layer], b[layer]))
-                u.append(diagonal_product(t, B[layer]))
+                u.append(diagonal_product(tangent, B[layer]))
         y.append(fn.linear(h, W[-1]).to(x.dtype))
-        d.append((t.unflatten(-1, (C, -1)) * B[-1].squeeze(1)).sum(-1, dtype=x.dtype))
+        d.append((tangent.unflatten(-1, (C, -1)) * B[-1].squeeze(1)).sum(-1, dtype=x.dtype))
         if keep:
             kept += [*z, *u[1:]]
-    products = (y[0] if len(y) == 1 else torch.cat(y)).view(*x.shape[:3], -1)
+    products = (y[0] if len(y) == 1 else torch.cat(y)).view(*x.shape[:3], W[-1].shape[0])
     diagonal = (d[0] if len(d) == 1 else torch.cat(d)).view(x.shape)
 
     return sum_taps(products, options.taps) + bias, diagonal, kept
@@ -239,7 +239,7 @@ def _backward(
     if not need_x:
         return None, gW_all, gB_all, gb_all
 
-    gx = sum_taps(torch.cat(of_A).view(*x.shape[:3], -1), opposite(options.taps))
+    gx = sum_taps(torch.cat(of_A).view(*x.shape[:3], A.shape[1]), opposite(options.taps))
     if t0 is not None and c0 is not None:
         gx = gx * t0 + torch.cat(of_t0).view_as(x) * c0
 

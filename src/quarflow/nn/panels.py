@@ -8,6 +8,7 @@ product is still one large dense one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as fn
@@ -46,7 +47,7 @@ class Triangular:
                 slice(a * k_out, b * k_out),
                 slice(a * k_in, columns) if upper else slice(0, b * k_in),
             )
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            for a, b in pairwise(cuts)
         ]
 
     def linear(self, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class Triangular:
             return fn.linear(h, weight, bias)
         parts = [
             fn.linear(h[:, c], weight[r, c], bias[r])
-            for r, c in self._panels(*weight.shape, self.reverse)
+            for r, c in self._panels(weight.shape[0], weight.shape[1], self.reverse)
         ]
 
         return torch.cat(parts, 1)
