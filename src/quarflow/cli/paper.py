@@ -104,3 +104,73 @@ def figure2(
     from quarflow.paper.figure2 import figure2
 
     figure2(folder(output, "figure2"), updates(steps, full, 2000), seed, seeds)
+
+
+Source = Annotated[
+    Path | None,
+    typer.Option("--from", help="Folder of a figure3, to take its flow instead of training one."),
+]
+
+
+def _updates_or(source: Path | None, steps: int | None, full: bool) -> int | None:
+    """None takes the flow of the source, whatever its updates."""
+    asked = steps is not None or full
+
+    return updates(steps, full, 1000) if source is None or asked else None
+
+
+@recipe
+def figure4(
+    steps: Steps = None,
+    seed: Seed = 0,
+    full: Full = False,
+    output: Output = None,
+    source: Source = None,
+) -> None:
+    """Where the eight modes go, flow by flow, in an autoregressive flow.
+
+    \b
+    Example:
+      quarflow paper figure4 --from paper-figure3
+    """
+    from quarflow.paper.figure4 import figure4
+
+    figure4(folder(output, "figure4"), _updates_or(source, steps, full), seed, source)
+
+
+@recipe
+def figure5(
+    steps: Steps = None,
+    seed: Seed = 0,
+    full: Full = False,
+    output: Output = None,
+    source: Source = None,
+) -> None:
+    """Where the eight modes go, flow by flow, in a QuAR flow.
+
+    \b
+    Example:
+      quarflow paper figure5 --from paper-figure3
+    """
+    from quarflow.paper.figure5 import figure5
+
+    figure5(folder(output, "figure5"), _updates_or(source, steps, full), seed, source)
+
+
+@recipe
+def figure6(
+    steps: Steps = None,
+    seed: Seed = 0,
+    full: Full = False,
+    output: Output = None,
+    source: Source = None,
+) -> None:
+    """Where the eight modes go, flow by flow, in a residual flow.
+
+    \b
+    Example:
+      quarflow paper figure6 --from paper-figure3
+    """
+    from quarflow.paper.figure6 import figure6
+
+    figure6(folder(output, "figure6"), _updates_or(source, steps, full), seed, source)
