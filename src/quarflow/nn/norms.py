@@ -182,6 +182,9 @@ def convolution_bound(
         True
     """
     batch = weight.shape[:-3]
+    inside = [t for t, (i, j) in enumerate(taps) if abs(i) < size[0] and abs(j) < size[1]]
+    if len(inside) < len(taps):  # the others never meet a pixel
+        weight, taps = weight[..., inside, :], [taps[t] for t in inside]
     flat = weight.reshape(-1, *weight.shape[-3:])
     with torch.no_grad():
         bounds, waves = _at_frequencies(flat.detach(), taps, size, squarings)
