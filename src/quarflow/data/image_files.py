@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -60,9 +61,10 @@ def read_idx(path: Path) -> Pixels:
         raise ImageError(f"{path} holds numbers of idx type {content[2]}; 8, bytes, is read.")
     dims = content[3]
     start = 4 + 4 * dims
-    shape = tuple(int(n) for n in np.frombuffer(content[4:start], dtype=">u4"))
-    wanted = int(np.prod(shape, dtype=object)) if len(shape) == dims else -1
-    if wanted != len(content) - start:
+    shape: tuple[int, ...] = ()
+    if len(content) >= start:
+        shape = tuple(np.frombuffer(content[4:start], dtype=">u4").tolist())
+    if len(shape) != dims or math.prod(shape) != len(content) - start:
         raise ImageError(f"{path} is cut off or damaged; copy it again.")
 
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
