@@ -174,3 +174,29 @@ def figure6(
     from quarflow.paper.figure6 import figure6
 
     figure6(folder(output, "figure6"), _updates_or(source, steps, full), seed, source)
+
+
+@recipe
+def ablation(
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Seeds = 3,
+    full: Annotated[
+        bool, typer.Option("--full", help="All 48 combinations, 2,000 updates each.")
+    ] = False,
+    output: Output = None,
+    data: Annotated[
+        str, typer.Option(help="Toys, magic, and files of tables, with commas between them.")
+    ] = "eight_gaussians,checkerboard,two_spirals,pinwheel,magic",
+) -> None:
+    """What each choice of a QuAR flow is worth: norm, order, activation, trick, mix.
+
+    \b
+    Example:
+      quarflow paper ablation --data two_spirals,magic,more.csv
+    """
+    from quarflow.paper.ablation import ablation
+
+    names = names_of(data, "--data") or []
+    count = steps or (2000 if full else 400)
+    ablation(folder(output, "ablation"), count, seed, seeds, names, factorial=full)

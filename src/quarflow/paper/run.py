@@ -126,7 +126,7 @@ class Run:
             begun = time.perf_counter()
             found = plain(make(own))
             write_json(path, found)
-            if not any(own.iterdir()):
+            if own.is_dir() and not any(own.iterdir()):
                 own.rmdir()
             self.say(f"{name}: done in {time.perf_counter() - begun:.0f} s")
 
