@@ -25,17 +25,25 @@ Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class InversionError(RuntimeError):
-    """Some samples did not reach the tolerance.
+    """Some samples did not reach the tolerance, or reached it but are not determined well.
 
     Attributes:
         failed: How many samples.
         residual: The largest residual among them, relative to 1 + abs(y).
     """
 
-    def __init__(self, failed: int, total: int, residual: float, tolerance: float) -> None:
+    def __init__(
+        self,
+        failed: int,
+        total: int,
+        residual: float,
+        tolerance: float,
+        message: str | None = None,
+    ) -> None:
         self.failed, self.residual = failed, residual
         super().__init__(
-            f"{failed} of {total} samples could not be inverted: the largest residual is "
+            message
+            or f"{failed} of {total} samples could not be inverted: the largest residual is "
             f"{residual:.1e}, relative to 1 + |y|, where {tolerance:.1e} is asked for. Try "
             f"float64, or method='gauss_seidel'."
         )

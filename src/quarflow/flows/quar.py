@@ -20,6 +20,37 @@ __all__ = ["QuAR", "StepCertificate"]
 ORDERS = ("alternate", "fixed")
 MIXES = ("none", "lu")
 
+SPIKY = 4.0  # peaks of a density, in units of a normal one's, from which units are sharpened
+MAX_SHARPNESS = 10.0  # 30 was worse on the spiky columns of HIGGS
+
+
+def sharpness(x: Tensor) -> Tensor:
+    r"""How high each marginal density peaks, in units of a normal one of the same deviation.
+
+    Taken from the shortest interval that holds a twentieth of the rows (20 rows at least).
+
+    Arguments:
+        x: Rows, shape (N, D).
+
+    Returns:
+        Shape (D); 1 where the rows are too few to tell.
+
+    Example:
+        >>> x = torch.linspace(0, 1, 1001)[:, None]
+        >>> round(sharpness(x).item(), 1)  # uniform: 0.29 / 0.4
+        0.7
+    """
+    N = len(x)
+    held = max(20, N // 20)
+    if held >= N:
+        return torch.ones_like(x[0])
+    ordered = x.sort(dim=0).values
+    shortest = (ordered[held:] - ordered[:-held]).amin(0)
+    std = x.std(0)
+    tiny = torch.finfo(x.dtype).eps * (1 + std)
+
+    return torch.where(std > tiny, held / N * std / (0.399 * shortest.clamp_min(tiny)), 1.0)
+
 
 @dataclass(frozen=True)
 class StepCertificate:
@@ -129,7 +160,10 @@ class QuAR(Flow):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
-        """Set every affine map so that its output is standardised on x; only the first time.
+        """Fit the start of training to data; only the first time.
+
+        Every affine map is set so that its output is standardised on x, and dimensions with
+        spikes in their marginal density get units of high frequency, see ``Branch.sharpen``.
 
         Arguments:
             x: Data, shape (*, D).
@@ -139,6 +173,9 @@ class QuAR(Flow):
             Whether anything was done: not on a flow that has been initialised or loaded.
         """
         self._check_context(c)
+        if not self.actnorms.initialized and x.isfinite().all():
+            peak = sharpness(x.reshape(-1, self.features))
+            self.branches.sharpen(torch.where(peak >= SPIKY, peak.clamp(max=MAX_SHARPNESS), 1.0))
 
         return self.actnorms.initialize(self.transforms(c), x)
 

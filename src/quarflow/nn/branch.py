@@ -208,6 +208,25 @@ class Branch(nn.Module):
             )
         ]
 
+    @torch.no_grad()
+    def sharpen(self, sharpness: Tensor) -> None:
+        r"""Spread the frequencies of the first hidden units over a range, per dimension.
+
+        A density with spikes needs slopes that change within the width of a spike: weights of 30
+        and more, further than training goes from weights of about 1. What leaves those units is
+        made smaller by as much, so that the norm product stays about what it was.
+
+        Arguments:
+            sharpness: The highest frequency over the lowest, shape (D); 1 leaves a dimension as
+                it is.
+        """
+        first, second = self._layers()[:2]
+        k = first.units_out
+        spread = sharpness[:, None] ** torch.linspace(0, 1, k, device=sharpness.device)  # (D, k)
+        gain = torch.where(sharpness[:, None] > 1, spread * k**0.5, 1.0)
+        first.diagonal.mul_(gain[None, :, :, None])
+        second.diagonal.div_(spread[None, :, None, :])
+
     def _layers(self) -> list[BlockTriangularLinear]:
         return [layer for layer in self.layers if isinstance(layer, BlockTriangularLinear)]
 

@@ -39,6 +39,10 @@ class Transform(TorchTransform):
     def _inverse(self, y: Tensor) -> Tensor:
         return self.inverse_and_ladj(y)[0]
 
+    def inverse_near(self, z: Tensor, x: Tensor, tolerance: float) -> Tensor:
+        """The inverse of z where x is already close to it, to a residual of tolerance at most."""
+        return self._inverse(z)
+
     def to(self, dtype: torch.dtype) -> Self:
         """The same map with all its floating-point tensors in another type."""
         new = copy(self)
@@ -97,6 +101,14 @@ class Inverse(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self._forward._call(y)
+
+    def forward_shape(self, shape: Size) -> Size:
+        """The transform's ``inverse_shape``."""
+        return self._forward.inverse_shape(shape)
+
+    def inverse_shape(self, shape: Size) -> Size:
+        """The transform's ``forward_shape``."""
+        return self._forward.forward_shape(shape)
 
     @property
     def inv(self) -> Any:

@@ -73,8 +73,18 @@ class QuARStep(Transform):
 
         return x, -self.call_and_ladj(x)[1]
 
-    def solve(self, z: Tensor) -> Solution:
-        """The inverse with iterations and residuals, rows flattened to (N, D)."""
+    def inverse_near(self, z: Tensor, x: Tensor, tolerance: float) -> Tensor:
+        """The inverse of z, found from an x that is close to it."""
+        return self.solve(z, start=x, tolerance=tolerance).x.reshape(self._shape(z))
+
+    def solve(self, z: Tensor, start: Tensor | None = None, **options: Any) -> Solution:
+        """The inverse with iterations and residuals, rows flattened to (N, D).
+
+        Arguments:
+            z: Shape (*, D).
+            start: Where to start, of the shape of the answer; z by default.
+            options: Instead of the step's own options of the solver.
+        """
         shape = self._shape(z)
         y = z.detach().expand(shape).reshape(-1, shape[-1])
         branch = self.branch.flat(shape[:-1])
@@ -83,7 +93,10 @@ class QuARStep(Transform):
             value, d = (branch if len(rows) == len(y) else branch.rows(rows))(x)
             return x + value, 1 + d
 
-        return solve(f, y, reverse=self.branch.reverse, **self.solver)
+        if start is not None:
+            start = start.detach().expand(shape).reshape_as(y)
+
+        return solve(f, y, reverse=self.branch.reverse, start=start, **{**self.solver, **options})
 
     def _call_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, d = self.call_and_diagonal(x)
