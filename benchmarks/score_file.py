@@ -2,19 +2,22 @@
 
     python benchmarks/score_file.py --rows 5000000 -o score_file.json
 
-Fits a small-data model of the default size (8 steps, 128 wide), writes Parquet files of seeded rows
-to a temporary folder, and scores them in turn: some rows in memory, the file, in memory again. The
-rate of the file is of the whole command, with starting Python. Its peak memory is also taken for a
-file a tenth as long: memory is bounded if the two are alike.
+Fits a model of the default size (8 steps, 128 wide), writes Parquet files of seeded rows to a
+temporary folder, and scores in turn: some rows in memory, the file, in memory again. The rate of
+the file is of the whole command, with starting Python; the steady one is from the difference to a
+file a tenth as long. Memory is bounded if the peaks of the two are alike. Processor seconds are
+told too, which other work on the machine changes less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,13 +30,24 @@ from quarflow.bench.machine import machine
 from quarflow.bench.rows import correlated_rows
 
 PIECE = 250_000
-# Runs the command and tells its own peak, in KiB on Linux.
+# Runs the command and tells its own peak, in KiB on Linux, and processor seconds.
 COMMAND = """
 import resource, sys
 from quarflow.cli import app
 app(sys.argv[1:], standalone_mode=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime, file=sys.stderr)
 """
+
+
+@dataclass
+class Scored:
+    """Seconds by the clock and of the processor; peak memory in bytes (0: not told)."""
+
+    rows: int
+    clock: float
+    processor: float
+    peak: int = 0
 
 
 def write(path: Path, rows: int, features: int) -> None:
@@ -46,10 +60,8 @@ def write(path: Path, rows: int, features: int) -> None:
             table.write({f"x{i}": x[:, i] for i in range(features)})
 
 
-def score_file(model: Path, data: Path) -> tuple[float, int]:
-    """Seconds of the command, and its peak in bytes."""
-    import subprocess
-
+def score_file(model: Path, data: Path) -> Scored:
+    """The command in a process of its own."""
     output = data.with_name("scores.parquet")
     arguments = [sys.executable, "-c", COMMAND, "score", str(model), str(data), "-o", str(output)]
     start = time.perf_counter()
@@ -62,23 +74,29 @@ def score_file(model: Path, data: Path) -> tuple[float, int]:
     if scored != expected:
         raise SystemExit(f"{scored} of {expected} rows were scored.")
     output.unlink()
+    peak, processor = done.stderr.strip().splitlines()[-1].split()
 
-    return seconds, 1024 * int(done.stderr.strip().splitlines()[-1])
+    return Scored(scored, seconds, float(processor), 1024 * int(peak))
 
 
-def in_memory(model: QuARDensity, rows: np.ndarray) -> float:
-    """Rows per second."""
-    start = time.perf_counter()
+def in_memory(model: QuARDensity, rows: np.ndarray) -> Scored:
+    """The same by the estimator."""
+    start, used = time.perf_counter(), time.process_time()
     model.score_samples(rows)
 
-    return len(rows) / (time.perf_counter() - start)
+    return Scored(len(rows), time.perf_counter() - start, time.process_time() - used)
+
+
+def rate(scored: list[Scored], by: str) -> float:
+    """Median rows per second, by "clock" or "processor"."""
+    return median(one.rows / getattr(one, by) for one in scored)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--features", type=int, default=10)
-    parser.add_argument("--memory-rows", type=int, default=100_000, help="scored in memory")
+    parser.add_argument("--memory-rows", type=int, default=500_000, help="scored in memory")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("-o", "--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
@@ -90,40 +108,46 @@ def main() -> None:
     frame = pl.DataFrame({f"x{i}": x[:5000, i] for i in range(options.features)})
     print("Fitting", flush=True)
     model.fit(frame.to_numpy())
-    rates: list[float] = []
-    files: list[float] = []
-    peaks: list[int] = []
+    memory: list[Scored] = []
+    files: list[Scored] = []
+    short: list[Scored] = []
     with tempfile.TemporaryDirectory(prefix="quarflow-score-") as name:
         folder = Path(name)
         model.save(folder / "model")
         print(f"Writing {options.rows:,} rows", flush=True)
         write(folder / "short.parquet", max(options.rows // 10, 1), options.features)
         write(folder / "long.parquet", options.rows, options.features)
-        short_seconds, short_peak = score_file(folder / "model", folder / "short.parquet")
-        memory_rows = x[: options.memory_rows]
-        rates.append(in_memory(model, memory_rows))
+        rows = x[: options.memory_rows]
         for _ in range(options.rounds):
-            print("Scoring the file", flush=True)
-            seconds, peak = score_file(folder / "model", folder / "long.parquet")
-            files.append(options.rows / seconds)
-            peaks.append(peak)
-            rates.append(in_memory(model, memory_rows))
+            memory.append(in_memory(model, rows))
+            print("Scoring the files", flush=True)
+            short.append(score_file(folder / "model", folder / "short.parquet"))
+            files.append(score_file(folder / "model", folder / "long.parquet"))
+            memory.append(in_memory(model, rows))
+    steady = [
+        Scored(a.rows - b.rows, a.clock - b.clock, a.processor - b.processor)
+        for a, b in zip(files, short, strict=True)
+    ]
     found: dict[str, Any] = {
         "machine": machine("cpu"),
-        "rows": options.rows,
         "features": options.features,
-        "in_memory_rows_per_second": rates,
-        "file_rows_per_second": files,
-        "file_over_memory": median(files) / median(rates),
-        "peak_bytes": peaks,
-        "peak_bytes_of_a_tenth": short_peak,
-        "seconds_of_a_tenth": short_seconds,
+        **{
+            kind: [asdict(one) for one in scored]
+            for kind, scored in (("in_memory", memory), ("file", files), ("tenth", short))
+        },
+        "ratios": {
+            f"{kind} / in memory, by {by}": rate(scored, by) / rate(memory, by)
+            for by in ("clock", "processor")
+            for kind, scored in (("file", files), ("steady", steady))
+        },
     }
     print(
-        f"in memory {median(rates):,.0f} rows/s; file {median(files):,.0f} rows/s: "
-        f"{found['file_over_memory']:.2f} of it; peak {max(peaks) / 2**20:.0f} MiB "
-        f"(a tenth of the rows: {short_peak / 2**20:.0f} MiB)"
+        f"In memory {rate(memory, 'clock'):,.0f} rows/s, the file {rate(files, 'clock'):,.0f}; "
+        f"peak {max(one.peak for one in files) / 2**20:.0f} MiB, for a tenth of the rows "
+        f"{max(one.peak for one in short) / 2**20:.0f} MiB."
     )
+    for told, ratio in found["ratios"].items():
+        print(f"{told}: {ratio:.2f}")
     if options.out is not None:
         partial = options.out.with_suffix(".tmp")
         partial.write_text(json.dumps(found, indent=1) + "\n")

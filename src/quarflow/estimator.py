@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from quarflow.allocator import keep_freed_memory
 from quarflow.data.columns import Columns
 from quarflow.defaults import Defaults, choose_defaults
 from quarflow.fitting import TableRows, build_flow, build_settings, data_units, plain
@@ -27,7 +28,8 @@ __all__ = ["QuARDensity"]
 
 NO_LIMIT = 10**6  # epochs
 NOT_SAVED = {"checkpoint", "resume", "verbose", "device"}  # they belong to a run, not a model
-CHUNK = 8192  # rows scored at once: large enough for full speed, small enough for the cache
+# Rows scored at once: at most so many, and hidden layers of at most 2 MiB for each thread.
+CHUNK, CHUNK_NUMBERS = 8192, 1 << 18
 LEAST_ROWS = 4
 
 
@@ -377,16 +379,25 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         rows = X if checked else self._check_rows(X, reset=False)
         given = self._given_context(context, len(rows))
         model = self._exact()
+        keep_freed_memory()
         found = []
         with torch.inference_mode():
             p: FlowDistribution | None = model() if given is None else None
-            for start in range(0, len(rows), CHUNK):
-                part = slice(start, start + CHUNK)
+            step = self._chunk_rows()
+            for start in range(0, len(rows), step):
+                part = slice(start, start + step)
                 if given is not None:
                     p = model(torch.from_numpy(given[part]))
                 found.append(compute(p, torch.from_numpy(rows[part])))
 
         return torch.cat(found).numpy()
+
+    def _chunk_rows(self) -> int:
+        """Rows to compute at once, a power of 2."""
+        widest = max(self.n_features_in_, *self.flow_.arguments["hidden_features"])
+        rows = CHUNK_NUMBERS * torch.get_num_threads() // widest
+
+        return int(min(2 ** max(rows.bit_length() - 1, 6), CHUNK))
 
     def _exact(self) -> DataUnits:
         """The model in float64."""
