@@ -69,7 +69,7 @@ def figure3(
     output: Output = None,
     models: Annotated[
         str, typer.Option(help="Which flows, with commas: autoregressive, residual, quar, ...")
-    ] = "autoregressive,residual,quar,quar-paper",
+    ] = "autoregressive,residual,quar,quar-elu,quar-paper",
 ) -> None:
     """Eight Gaussians: contours of log p, KL, error where data are sparse, and times.
 

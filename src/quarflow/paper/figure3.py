@@ -202,9 +202,14 @@ def _draw(chosen: Sequence[Model], maps: dict[str, np.ndarray], parts: dict[str,
     top = -2.0  # the modes are at -1.8
     levels = np.arange(FLOOR, top + 0.1, 1.0)
     with house_style():
-        figure = Figure(figsize=(3.05 * len(panels) + 0.6, 3.6), layout="constrained")
-        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-        for panel, (title, told, log_p) in zip(axes, panels, strict=True):
+        rows = 1 if len(panels) < 5 else 2
+        across = -(-len(panels) // rows)
+        size = (3.05 * across + 0.6, 3.45 * rows + 0.15)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(rows, across, sharex=True, sharey=True, squeeze=False).ravel()
+        for panel in axes[len(panels) :]:
+            panel.set_axis_off()
+        for panel, (title, told, log_p) in zip(axes, panels, strict=False):
             shown = np.clip(log_p, FLOOR, None)
             filled = panel.contourf(side, side, shown, levels, cmap="magma", extend="both")
             panel.contour(
@@ -224,6 +229,7 @@ COLOURS = {
     "autoregressive": "#7b848f",
     "residual": "#2b5c8a",
     "quar": "#d9772b",
+    "quar-elu": "#5b9a57",
     "quar-paper": "#8a5a9e",
 }
 
