@@ -37,6 +37,7 @@ __all__ = [
 
 BLOCK = 256  # images that share one stream of noise in an evaluation
 FIRST = 256  # images for the data-dependent initialisation
+MOST_HELD_OUT = 1000
 Name = Literal["ImageQuAR", "ImageResidualFlow"]
 
 
@@ -280,7 +281,7 @@ class ImageModel:
 
 
 def hold_out(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Training and validation part, at random, at most 5,000 in the latter.
+    """Training and validation part, at random, at most 1,000 in the latter.
 
     Raises:
         ImageError: if there are fewer than two images, or the fraction is no fraction.
@@ -294,7 +295,7 @@ def hold_out(images: Images, fraction: float, seed: int) -> tuple[Images, Images
         raise ImageError(f"validation_fraction must be between 0 and 1, not {fraction}.")
     if len(images) < 2:
         raise ImageError(f"{images.name}: at least two images are needed, one to validate with.")
-    count = min(max(1, round(fraction * len(images))), 5000, len(images) - 1)
+    count = min(max(1, round(fraction * len(images))), MOST_HELD_OUT, len(images) - 1)
     order = np.random.default_rng(seed).permutation(len(images))
 
     return images.pick(np.sort(order[count:])), images.pick(np.sort(order[:count]))
@@ -322,7 +323,7 @@ def fit_images(
         arguments: Of the flow, over :func:`default_arguments`.
         flip: Whether training images are mirrored at random. It changes what is modelled: only
             for images that are as likely as their mirror images.
-        validation_fraction: How many images are held out, at most 5,000.
+        validation_fraction: How many images are held out, at most 1,000.
         device: ``auto``, ``cpu`` or ``cuda``.
         checkpoint, resume, on_event: See :func:`quarflow.training.train`.
 
