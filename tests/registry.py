@@ -405,7 +405,7 @@ FLOWS |= {
     "image quar": FlowCase(partial(_image_flow, ImageQuAR, (1, 2, 4)), 8, inside=True),
     "image quar factored out": FlowCase(
         partial(
-            _image_flow, ImageQuAR, (2, 2, 2), factor_out=True, norm="operator", order="fixed"
+            _image_flow, ImageQuAR, (1, 4, 2), factor_out=True, norm="operator", order="fixed"
         ),
         8,
         inside=True,
