@@ -27,10 +27,10 @@ def cores() -> int:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Processor, cores, memory, system and Python, as JSON knows them.
+    """Processor, cores, memory, system, Python and how busy it is, as JSON knows them.
 
     >>> sorted(machine("cpu"))
-    ['cores', 'device', 'memory_gib', 'processor', 'python', 'system']
+    ['cores', 'device', 'load', 'memory_gib', 'processor', 'python', 'system']
     """
     told: dict[str, Any] = {
         "processor": _processor(),
@@ -41,6 +41,8 @@ def machine(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "device": device,
+        # Of the last minute: what else was running when the measuring began.
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
     if device != "cpu":
         import torch

@@ -19,11 +19,13 @@ def machine_sentence(results: Results) -> str:
     device = "" if here["device"] == "cpu" else f" and {here['device']}"
     threads = settings["threads"]
 
+    load = "" if here.get("load") is None else f"load {here['load']:g} before it began, "
+
     return (
         f"{here['processor']}{device}, {here['cores']} cores, {here['memory_gib']:g} GiB, "
         f"{here['system']}, Python {here['python']}; {versions}; "
         f"{threads} thread{'s' if threads > 1 else ''} in each process, medians of "
-        f"{settings['rounds']} rounds, {results['seconds'] / 60:.0f} minutes in all. "
+        f"{settings['rounds']} rounds, {load}{results['seconds'] / 60:.0f} minutes in all. "
         f"Command: `{results['command']}`."
     )
 

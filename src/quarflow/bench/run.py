@@ -135,13 +135,9 @@ class _Run:
     # The comparison
 
     def go(self, starts: dict[str, str]) -> None:
-        """Imports first, then size after size."""
+        """Size after size, then imports."""
         plan = self.plan
         self.save()
-        if plan.start_rounds:
-            self.say("Imports, in fresh processes")
-            self.found["starts"] = start_seconds({**OUR_STARTS, **starts}, plan.start_rounds)
-            self.save()
         for features in plan.features:
             if self.late():
                 self.leave_out(f"D = {features}: the time for the whole run was up")
@@ -152,6 +148,11 @@ class _Run:
                     self.case(fitted, quantity, features, batch)
             for worker in self.workers.values():
                 worker.forget()
+        if plan.start_rounds and self.late():
+            self.leave_out("imports: the time for the whole run was up")
+        elif plan.start_rounds:
+            self.say("Imports, in fresh processes")
+            self.found["starts"] = start_seconds({**OUR_STARTS, **starts}, plan.start_rounds)
         self.save()
 
     def fit(self, features: int) -> list[str]:
