@@ -396,7 +396,7 @@ class FlatImages(torch.nn.Module):
 
 
 def _image_flow(flow, shape, **options):
-    options = {"scales": 2, "blocks": 2, "hidden_channels": 4} | options
+    options = {"scales": 2, "blocks": 2, "hidden_channels": 2} | options
 
     return FlatImages(shaken(flow(shape, **options), 0.1))
 
@@ -404,9 +404,7 @@ def _image_flow(flow, shape, **options):
 FLOWS |= {
     "image quar": FlowCase(partial(_image_flow, ImageQuAR, (1, 2, 4)), 8, inside=True),
     "image quar factored out": FlowCase(
-        partial(
-            _image_flow, ImageQuAR, (1, 4, 2), factor_out=True, norm="operator", order="fixed"
-        ),
+        partial(_image_flow, ImageQuAR, (1, 4, 2), factor_out=True, norm="operator", blocks=1),
         8,
         inside=True,
     ),
