@@ -19,17 +19,18 @@ DIRECTIONS = 2  # a single one may happen to be one that the inverse does not am
 
 @dataclass(frozen=True)
 class _Limits:
-    rounding: float  # of z, relative to 1 + abs(z)
-    nudge: float  # what z is moved by to see how the inverse moves, relative to 1 + abs(z)
+    floor: float  # rounding and nudges are relative to this + abs(z)
+    rounding: float  # of z and of what is computed from it
+    nudge: float  # what z is moved by to see how the inverse moves
     residual: float  # of the inverse of the nudged z, well below the nudge
     error: float  # of x, relative to 1 + abs(x): what is promised
 
 
-# In float32 the nudge is the rounding itself. In float64 it has to stand out from the residuals
+# In float32 the nudge is the rounding of z itself; all else is done in float64. In float64 it has to stand out from the residuals
 # that the steps stop at.
 _LIMITS = {
-    torch.float32: _Limits(6e-8, 6e-8, 2e-9, 1e-5),
-    torch.float64: _Limits(1e-15, 4e-10, 1e-11, 1e-10),
+    torch.float32: _Limits(0.0, 6e-8, 6e-8, 2e-9, 1e-5),
+    torch.float64: _Limits(1.0, 1e-15, 4e-10, 1e-11, 1e-10),
 }
 
 
@@ -70,9 +71,9 @@ class Trust:
         for transform in transforms:
             back = transform._call(back)
         # Directions of rounding, and of what is left: the second is often one that hardly matters.
-        scale = 1 + z.abs()
+        scale = limits.floor + z.abs()
         left = (back - z).expand(scale.shape)
-        size = (left / scale).abs().amax(-1, keepdim=True)
+        size = left.abs().amax(-1, keepdim=True)
         tiny = torch.finfo(z.dtype).tiny
         moves = torch.cat((scale * _signs(z), (left / size.clamp_min(tiny))[None]))
         nudged = z + limits.nudge * moves
