@@ -115,7 +115,8 @@ def test_training_goes_on_to_the_same_end(kind, optimizer, tmp_path, monkeypatch
     for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     assert [(p["step"], p["weight"]) for p in curve] == [(p["step"], p["weight"]) for p in again]
-    assert not (tmp_path / "b" / fit.CHECKPOINT).exists()
+    fit.settle(tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [fit.WEIGHTS]
     other = tiny(kind)
     fit.load_weights(other, tmp_path / "b")
     assert all(
@@ -202,10 +203,13 @@ def test_all_models_have_as_many_parameters():
 
 
 def test_races_compare_at_what_both_reach():
-    slow = {"curve": [{"seconds": s, "kl": k} for s, k in ((10, 0.5), (40, 0.1), (90, 0.02))]}
-    fast = {"curve": [{"seconds": s, "kl": k} for s, k in ((1, 0.3), (2, 0.05), (3, 0.04))]}
-    race = figure3._races({"quar": [fast], "residual": [slow]})["quar"]
-    assert race["seeds"] == [{"kl": 0.04, "seconds": 3, "residual_seconds": 90, "ratio": 30.0}]
+    def curve(*points):
+        return {"curve": [{"seconds": s, "cpu_seconds": 2 * s, "kl": k} for s, k in points]}
+
+    slow, fast = curve((10, 0.5), (40, 0.1), (90, 0.02)), curve((1, 0.3), (2, 0.05), (3, 0.04))
+    (row,) = figure3._races({"quar": [fast], "residual": [slow]})["quar"]["seeds"]
+    assert (row["kl"], row["seconds"], row["residual_seconds"]) == (0.04, 3, 90)
+    assert row["ratio"] == row["cpu_ratio"] == 30
     assert figure3._races({"quar": [fast]}) == {}
 
 
@@ -315,6 +319,7 @@ def test_figures_3_to_6(small, tmp_path):
         assert (three / f"{name}.png").stat().st_size > 10_000
         assert (three / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
+    assert not list(three.rglob(fit.CHECKPOINT))
     before = (three / "parts" / "quar-0.json").read_text()
     result = paper("figure3", "--steps", 3, "--seeds", 2, "--models", "residual,quar", "-o", three)
     assert result.exit_code == 0, (result.output, result.exception)

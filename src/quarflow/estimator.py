@@ -348,6 +348,11 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             If the folder does not hold a whole, valid model.
         """
         model = load_model(path)
+        if not isinstance(model.flow, QuAR):
+            raise ValueError(
+                f"{os.fspath(path)} holds a {type(model.flow).__name__}, not a QuAR flow over "
+                "the columns of a table: load it with quarflow.store.load_model."
+            )
         known = cls().get_params()
         self = cls(**{k: v for k, v in model.config.parameters.items() if k in known})
         self.flow_ = model.flow

@@ -61,6 +61,25 @@ def updates(steps: int | None, full: bool, default: int) -> int:
 
 
 @recipe
+def figure2(
+    steps: Steps = None,
+    seed: Seed = 0,
+    seeds: Seeds = 5,
+    full: Full = False,
+    output: Output = None,
+) -> None:
+    """Two uniform densities in 1-D, with and without the Lipschitz Trick: curves and KL.
+
+    \b
+    Example:
+      quarflow paper figure2 --seeds 5
+    """
+    from quarflow.paper.figure2 import figure2
+
+    figure2(folder(output, "figure2"), updates(steps, full, 1000), seed, seeds)
+
+
+@recipe
 def figure3(
     steps: Steps = None,
     seed: Seed = 0,
@@ -85,25 +104,6 @@ def figure3(
         if name not in MODELS:
             raise CommandError(f"--models knows {', '.join(MODELS)}, not {name!r}.")
     figure3(folder(output, "figure3"), updates(steps, full, 1000), seed, seeds, names)
-
-
-@recipe
-def figure2(
-    steps: Steps = None,
-    seed: Seed = 0,
-    seeds: Seeds = 5,
-    full: Full = False,
-    output: Output = None,
-) -> None:
-    """Two uniform densities in 1-D, with and without the Lipschitz Trick: curves and KL.
-
-    \b
-    Example:
-      quarflow paper figure2 --seeds 5
-    """
-    from quarflow.paper.figure2 import figure2
-
-    figure2(folder(output, "figure2"), updates(steps, full, 2000), seed, seeds)
 
 
 Source = Annotated[

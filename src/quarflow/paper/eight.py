@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quarflow.data.toys import toy
 from quarflow.flows import Autoregressive, Flow, QuAR, ResidualFlow
-from quarflow.paper.fit import Fit, fit, load_weights
+from quarflow.paper.fit import Fit, fit, load_weights, settle
 from quarflow.paper.run import Run
 from quarflow.training.rows import seeded
 
@@ -110,6 +110,8 @@ def train(run: Run, model: Model, steps: int, seed: int, folder: Path) -> dict[s
     )
     x, truth = points(TEST_POINTS, "test")
     kl, error = divergence(flow, x, truth)
+    sparse = sparse_error(flow)
+    settle(folder)
 
     return {
         "model": model.name,
@@ -121,7 +123,7 @@ def train(run: Run, model: Model, steps: int, seed: int, folder: Path) -> dict[s
         "batch_size": how.batch_size,
         "kl": kl,
         "kl_error": error,
-        "sparse_error": sparse_error(flow),
+        "sparse_error": sparse,
         "seconds": curve[-1]["seconds"],
         "curve": curve,
     }

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from quarflow.data.toys import toy
 from quarflow.flows import Flow, QuAR, ResidualFlow
 from quarflow.nn.norms import spectral_bound
-from quarflow.paper.fit import Fit, fit, load_weights
+from quarflow.paper.fit import Fit, fit, load_weights, settle
 from quarflow.paper.run import Numbers, Run, mean_and_error
 
 __all__ = ["figure2"]
@@ -141,13 +141,16 @@ def _train(run: Run, variant: Variant, steps: int, seed: int, folder: Path) -> N
     label = f"{variant.name}, seed {seed}"
     curve = fit(flow, DATA.sample, how, lambda f: {"kl": divergence(f)}, folder, run, label)
 
+    kl, mass = divergence(flow), _mass(flow)
+    settle(folder)
+
     return {
         "seed": seed,
         "parameters": sum(p.numel() for p in flow.parameters()),
         "learning_rate": how.learning_rate,
         "batch_size": how.batch_size,
-        "kl": divergence(flow),
-        "mass": _mass(flow),
+        "kl": kl,
+        "mass": mass,
         "seconds": curve[-1]["seconds"],
         "curve": curve,
     }

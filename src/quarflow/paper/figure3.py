@@ -99,14 +99,14 @@ def _summary(parts: Sequence[Numbers], times: Numbers) -> Numbers:
     }
 
 
-def seconds_to(curve: Sequence[Numbers], kl: float) -> float | None:
-    """Training seconds after which a curve is first at or below a KL.
+def seconds_to(curve: Sequence[Numbers], kl: float, clock: str = "seconds") -> float:
+    """Training seconds after which a curve that gets there is first at or below a KL.
 
     Example:
         >>> seconds_to([{"seconds": 1.0, "kl": 0.5}, {"seconds": 2.0, "kl": 0.1}], 0.2)
         2.0
     """
-    return next((point["seconds"] for point in curve if point["kl"] <= kl), None)
+    return next(float(point[clock]) for point in curve if point["kl"] <= kl)
 
 
 def _races(parts: dict[str, list[Numbers]]) -> Numbers:
@@ -122,14 +122,15 @@ def _races(parts: dict[str, list[Numbers]]) -> Numbers:
         rows = []
         for a, b in zip(ours, theirs, strict=True):
             target = max(a["curve"][-1]["kl"], b["curve"][-1]["kl"])
-            mine, his = (seconds_to(p["curve"], target) for p in (a, b))
-            assert mine is not None  # the last point is such a point
-            assert his is not None
-            rows.append(
-                {"kl": target, "seconds": mine, "residual_seconds": his, "ratio": his / mine}
-            )
+            row: Numbers = {"kl": target}
+            for clock, ratio in (("seconds", "ratio"), ("cpu_seconds", "cpu_ratio")):
+                row[clock] = seconds_to(a["curve"], target, clock)
+                row[f"residual_{clock}"] = seconds_to(b["curve"], target, clock)
+                row[ratio] = row[f"residual_{clock}"] / row[clock]
+            rows.append(row)
         mean, error = mean_and_error([row["ratio"] for row in rows])
-        races[name] = {"ratio": mean, "ratio_error": error, "seeds": rows}
+        cpu = mean_and_error([row["cpu_ratio"] for row in rows])[0]
+        races[name] = {"ratio": mean, "ratio_error": error, "cpu_ratio": cpu, "seeds": rows}
 
     return races
 

@@ -24,10 +24,11 @@ from quarflow.training.rows import mix, seeded
 from quarflow.training.schedule import cosine, ema_decay, warmup
 from quarflow.training.state import Average
 
-__all__ = ["Fit", "fit", "load_weights", "milestones"]
+__all__ = ["Fit", "fit", "load_weights", "milestones", "settle"]
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.pt"
 CHECKPOINT_SECONDS = 15.0
+NUMBERS = ("how", "step", "seconds", "cpu_seconds", "curve")  # of a checkpoint
 
 Draw = Callable[[int, torch.Generator], Tensor]
 Measure = Callable[[Any], dict[str, float]]
@@ -65,7 +66,7 @@ def milestones(steps: int, looks: int) -> list[int]:
 
     Example:
         >>> milestones(1000, 8)
-        [25, 42, 72, 122, 206, 349, 590, 1000]
+        [25, 42, 72, 121, 206, 349, 590, 1000]
     """
     first = min(25, steps)
     ratio = (steps / first) ** (1 / max(looks - 1, 1))
@@ -83,13 +84,13 @@ def fit(
         draw: Gives n points from a generator, shape (n, features).
         how: The settings.
         measure: What to note of the averaged flow on the way.
-        folder: For the checkpoint and, in the end, the weights.
+        folder: For the checkpoint, until :func:`settle`, and in the end the weights.
         run: Shows the progress.
         label: Under which name.
 
     Returns:
-        The curve: step, seconds of training up to there (measuring and saving not counted), and
-        what ``measure`` gave.
+        The curve: step, seconds of training up to there (measuring and saving not counted) by the
+        clock and of the processor, and what ``measure`` gave.
 
     Raises:
         RecipeError: if the loss is not finite, or the checkpoint is of other settings.
@@ -108,29 +109,34 @@ def fit(
         looks, saved = set(milestones(how.steps, how.looks)), time.perf_counter()
         with run.progress(label, how.steps, state.step) as advance:
             while state.step < how.steps:
-                begun = time.perf_counter()
+                begun, cpu = time.perf_counter(), time.process_time()
                 loss = _update(flow, draw, optimizer, how, state.step)
                 average.update(ema_decay(state.step, how.ema))
                 state.step += 1
                 state.seconds += time.perf_counter() - begun
+                state.cpu_seconds += time.process_time() - cpu
                 if not math.isfinite(loss):
                     raise RecipeError(
                         f"{label}: the loss of update {state.step} is not finite; the learning "
                         f"rate of {how.learning_rate:g} is too high for it."
                     )
                 if state.step in looks:
-                    found = plain(measure(average.module))
-                    state.curve.append({"step": state.step, "seconds": state.seconds} | found)
-                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                    state.note(plain(measure(average.module)))
+                last = state.step == how.steps  # what is measured afterwards may be cut off too
+                if last or time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     state.save(checkpoint)
                     saved = time.perf_counter()
                 advance(state.step, f"{loss:.3f} nats")
     flow.load_state_dict(average.module.state_dict())
     flow.eval()
     _save(flow.state_dict(), folder / WEIGHTS)
-    checkpoint.unlink(missing_ok=True)
 
     return state.curve
+
+
+def settle(folder: Path) -> None:
+    """Remove the checkpoint, once everything is measured; the weights stay."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _update(
@@ -175,12 +181,18 @@ class _State:
         self, flow: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, how: Fit
     ) -> None:
         self.holders: dict[str, Any] = {"flow": flow, "average": average, "optimizer": optimizer}
-        self.how, self.step, self.seconds = asdict(how), 0, 0.0
+        self.how, self.step = asdict(how), 0
+        self.seconds = self.cpu_seconds = 0.0
         self.curve: list[dict[str, float]] = []
+
+    def note(self, found: dict[str, float]) -> None:
+        """Add a point to the curve."""
+        names = ("step", "seconds", "cpu_seconds")
+        self.curve.append({name: getattr(self, name) for name in names} | found)
 
     def save(self, path: Path) -> None:
         held = {name: holder.state_dict() for name, holder in self.holders.items()}
-        numbers = {k: getattr(self, k) for k in ("how", "step", "seconds", "curve")}
+        numbers = {k: getattr(self, k) for k in NUMBERS}
         _save(held | numbers, path)
 
     def load(self, path: Path) -> None:
@@ -192,7 +204,8 @@ class _State:
             raise RecipeError(f"The checkpoint {path} is of other settings; delete it.")
         for name, holder in self.holders.items():
             holder.load_state_dict(found[name])
-        self.step, self.seconds, self.curve = found["step"], found["seconds"], found["curve"]
+        for name in NUMBERS:
+            setattr(self, name, found[name])
 
 
 def _save(value: object, path: Path) -> None:

@@ -26,8 +26,8 @@ class _Limits:
     error: float  # of x, relative to 1 + abs(x): what is promised
 
 
-# In float32 the nudge is the rounding of z itself; all else is done in float64. In float64 it has to stand out from the residuals
-# that the steps stop at.
+# In float32 the nudge is the rounding of z itself; all else is done in float64. In float64 it has
+# to stand out from the residuals that the steps stop at.
 _LIMITS = {
     torch.float32: _Limits(0.0, 6e-8, 6e-8, 2e-9, 1e-5),
     torch.float64: _Limits(1.0, 1e-15, 4e-10, 1e-11, 1e-10),
