@@ -117,9 +117,11 @@ class Flow(nn.Module, ABC):
         self._check_context(c)
         shape = SCALAR if c is None else c.shape[:-1]
 
-        return FlowDistribution(
-            Composed(self.transforms(c), exact=True, trusted=True), self.base(shape), shape
-        )
+        return FlowDistribution(self.transform(c), self.base(shape), shape)
+
+    def transform(self, c: Tensor | None) -> Composed:
+        """The transforms in one, from data to noise."""
+        return Composed(self.transforms(c), exact=True, trusted=True)
 
     def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
         """Data-dependent initialisation, done once; returns whether anything was done."""

@@ -37,6 +37,10 @@ class ActNorms(nn.Module):
 
         return [Affine(*step) for step in zip(*(p.unbind() for p in parts), strict=True)]
 
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Shift and log-scale of all of them, as views, shapes (T, D)."""
+        return self.shift.view_as(self.shift), self.log_scale.view_as(self.log_scale)
+
     @torch.no_grad()
     def normalize(self, step: int, x: Tensor) -> None:
         """Set one of the maps so that it standardises x, shape (*, D)."""

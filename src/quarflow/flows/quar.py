@@ -13,7 +13,7 @@ from quarflow.flows.bases import base as make_base
 from quarflow.flows.flow import Flow
 from quarflow.flows.linear import ActNorms, LinearMixes
 from quarflow.nn import Branch
-from quarflow.transforms import QuARStep, Transform
+from quarflow.transforms import Composed, QuARChain, QuARStep, Transform
 
 __all__ = ["QuAR", "StepCertificate"]
 
@@ -158,12 +158,20 @@ class QuAR(Flow):
 
         return chain
 
+    def transform(self, c: Tensor | None) -> Composed:
+        """The transforms in one; without mixes between them they are fused."""
+        if self.mixes is not None:
+            return super().transform(c)
+
+        return QuARChain(self.branches.bind(c), *self.actnorms.stacked())
+
     @torch.no_grad()
     def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
         """Fit the start of training to data; only the first time.
 
-        Every affine map is set so that its output is standardised on x, and dimensions with
-        spikes in their marginal density get units of high frequency, see ``Branch.sharpen``.
+        Every affine map is set so that its output is standardised on x, and, with sines,
+        dimensions with spikes in their marginal density get units of high frequency, see
+        ``Branch.sharpen``.
 
         Arguments:
             x: Data, shape (*, D).
@@ -173,7 +181,8 @@ class QuAR(Flow):
             Whether anything was done: not on a flow that has been initialised or loaded.
         """
         self._check_context(c)
-        if not self.actnorms.initialized and x.isfinite().all():
+        has_frequencies = self.branches.activation == "sin"
+        if not self.actnorms.initialized and has_frequencies and x.isfinite().all():
             peak = sharpness(x.reshape(-1, self.features))
             self.branches.sharpen(torch.where(peak >= SPIKY, peak.clamp(max=MAX_SHARPNESS), 1.0))
 

@@ -2,9 +2,10 @@ r"""The masked network inside a residual step, which carries (value, diagonal)."
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import overload
 
 import torch
 import torch.nn.functional as fn
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 
 from quarflow.nn.activations import Activation
 from quarflow.nn.activations import activation as lookup
-from quarflow.nn.fused import value_and_diagonal
+from quarflow.nn.fused import Layers, value_and_diagonal
 from quarflow.nn.linear import BlockTriangularLinear
 from quarflow.nn.norms import NORMS, balanced, spectral_bound
 
 MAX_SIGMA = 0.9999  # so that 1 + d stays well above 0 in float32
 
-__all__ = ["BoundBranch", "Branch", "units_per_dimension"]
+__all__ = ["BoundBranch", "BoundBranches", "Branch", "units_per_dimension"]
 
 
 def units_per_dimension(width: int, features: int) -> int:
@@ -57,9 +58,7 @@ class BoundBranch:
         branch = self.flat(batch)
         F, d = value_and_diagonal(
             x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1]),
-            branch.weights,
-            branch.blocks,
-            branch.biases,
+            Layers(branch.weights, branch.blocks, branch.biases),
             self.activation,
         )
 
@@ -88,6 +87,45 @@ class BoundBranch:
             return self
 
         return replace(self, biases=tuple(b[index] for b in self.biases))
+
+
+@dataclass(frozen=True, eq=False)
+class BoundBranches(Sequence[BoundBranch]):
+    """The bound branches of all steps, T of them, in tensors stacked over the steps.
+
+    Attributes:
+        weights, blocks, biases, bound: As in :class:`BoundBranch`, with T in front.
+        activation: Gives value and derivative.
+        reverse: Whether the order is reversed, for each step.
+    """
+
+    weights: tuple[Tensor, ...]
+    blocks: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activation: Activation
+    bound: Tensor
+    reverse: tuple[bool, ...]
+
+    @overload
+    def __getitem__(self, t: int) -> BoundBranch: ...
+    @overload
+    def __getitem__(self, t: slice) -> list[BoundBranch]: ...
+    def __getitem__(self, t: int | slice) -> BoundBranch | list[BoundBranch]:
+        if isinstance(t, slice):
+            return [self[i] for i in range(*t.indices(len(self)))]
+        weights, blocks, biases = (
+            tuple(tensor[t] for tensor in part)
+            for part in (self.weights, self.blocks, self.biases)
+        )
+        return BoundBranch(
+            weights, blocks, biases, self.activation, self.bound[t], self.reverse[t]
+        )
+
+    def __len__(self) -> int:
+        return len(self.reverse)
+
+    def __iter__(self) -> Iterator[BoundBranch]:
+        return (self[t] for t in range(len(self)))
 
 
 class Branch(nn.Module):
@@ -168,7 +206,7 @@ class Branch(nn.Module):
 
         return fn.softplus(self.theta_raw)
 
-    def bind(self, c: Tensor | None = None) -> list[BoundBranch]:
+    def bind(self, c: Tensor | None = None) -> BoundBranches:
         r"""Effective weights of all steps, computed once, with the context bound.
 
         Arguments:
@@ -176,9 +214,10 @@ class Branch(nn.Module):
         """
         layers = self._layers()
         weights = [layer.weight() for layer in layers]
-        blocks: list[Tensor] = [layer.diagonal for layer in layers]
+        # Views: what is bound stays of its type when the module is moved to another one.
+        blocks: list[Tensor] = [layer.diagonal.view_as(layer.diagonal) for layer in layers]
         biases = [
-            layer.bias
+            layer.bias.view_as(layer.bias)
             if layer.context is None or c is None
             else _per_step(layer.bias, c.dim()) + torch.stack([c @ w.mT for w in layer.context])
             for layer in layers
@@ -196,17 +235,9 @@ class Branch(nn.Module):
         last = biases[-1]
         biases[-1] = last * _per_step(scale, last.dim() - 1)
 
-        return [
-            BoundBranch(w, d, b, self._activation, limit, reverse)
-            for w, d, b, limit, reverse in zip(
-                zip(*(w.unbind() for w in weights), strict=True),
-                zip(*(d.unbind() for d in blocks), strict=True),
-                zip(*(b.unbind() for b in biases), strict=True),
-                bound.unbind(),
-                self.reverse,
-                strict=True,
-            )
-        ]
+        return BoundBranches(
+            tuple(weights), tuple(blocks), tuple(biases), self._activation, bound, self.reverse
+        )
 
     @torch.no_grad()
     def sharpen(self, sharpness: Tensor) -> None:

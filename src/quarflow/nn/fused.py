@@ -1,90 +1,203 @@
-r"""The branch's pass over (value, diagonal) as one differentiable function.
+r"""The pass over (value, diagonal) by hand: what a branch computes, and its gradient.
 
-Autograd would keep about twice the tensors and launch about twice the operations for the same
-gradient, because it knows neither that value and derivative of an activation share their work
-nor that the second derivative follows from what is there already.
+Everything is feature-major, shape (units, rows): the units of one dimension then are neighbours,
+and products with the diagonal blocks are batched matrix products without a copy. With one row
+after the other they would need two transposed copies each, at many times the cost.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as fn
 from torch import Tensor
 
 from quarflow.nn.activations import Activation
-from quarflow.nn.linear import diagonal_product
 
-__all__ = ["value_and_diagonal"]
+__all__ = ["Gradients", "Layers", "Tape", "backward", "forward", "value_and_diagonal"]
 
 
-def value_and_diagonal(
-    x: Tensor,
-    weights: tuple[Tensor, ...],
-    blocks: tuple[Tensor, ...],
-    biases: tuple[Tensor, ...],
-    activation: Activation,
-) -> tuple[Tensor, Tensor]:
-    r"""F(x) and d of a network of linear layers with activations between them.
+class Layers(NamedTuple):
+    """The linear layers of one branch.
+
+    Attributes:
+        weights: W, shapes (D k_out, D k_in).
+        blocks: B, their diagonal blocks, (D, k_out, k_in).
+        biases: b, shapes (D k_out) or (N, D k_out).
+    """
+
+    weights: Sequence[Tensor]
+    blocks: Sequence[Tensor]
+    biases: Sequence[Tensor]
+
+
+class Tape(NamedTuple):
+    r"""What the pass computed, shapes (units, N).
 
     .. math::
         z_l = W_l h_{l-1} + b_l, \quad h_l = \phi(z_l), \quad u_l = B_l t_{l-1}, \quad
         t_l = \phi'(z_l) u_l
 
+    Attributes:
+        z: Of all layers; the last is the value F. Hidden ones are empty if they are not needed.
+        h: x, then of the hidden layers.
+        slope: phi'(z) of the hidden layers.
+        u: Of all layers; the last is the diagonal d.
+    """
+
+    z: list[Tensor]
+    h: list[Tensor]
+    slope: list[Tensor]
+    u: list[Tensor]
+
+
+class Gradients(NamedTuple):
+    """Gradients of the layers, in their shapes."""
+
+    weights: list[Tensor]
+    blocks: list[Tensor]
+    biases: list[Tensor]
+
+
+def forward(phi: Activation, x: Tensor, layers: Layers) -> Tape:
+    """The pass, for x of shape (D, N)."""
+    tape = Tape([], [x], [], [])
+    t: Tensor | None = None
+    last = len(layers.weights) - 1
+    for layer, (W, B, b) in enumerate(zip(*layers, strict=True)):
+        z = torch.addmm(b[:, None] if b.dim() == 1 else b.mT, W, tape.h[-1])
+        u = B.reshape(-1, 1) if t is None else through_blocks(B, t)
+        tape.u.append(u)
+        tape.z.append(z)
+        if layer < last:
+            value, slope = phi(z)
+            tape.h.append(value)
+            tape.slope.append(slope)
+            t = slope * u
+
+    return tape
+
+
+def backward(
+    phi: Activation, tape: Tape, layers: Layers, gF: Tensor, gd: Tensor
+) -> tuple[Gradients, Tensor]:
+    """Gradients of the layers, and those of the first layer's z, from those of F and d."""
+    L = len(layers.weights)
+    gW, gB, gb = ([torch.empty(0)] * L for _ in range(3))
+    gz, gu = gF, gd
+    for layer in range(L - 1, -1, -1):
+        gW[layer] = gz @ tape.h[layer].mT
+        gb[layer] = gz.sum(1) if layers.biases[layer].dim() == 1 else gz.mT
+        block = layers.blocks[layer]
+        if layer == 0:
+            gB[0] = gu.expand_as(gz).sum(1).view_as(block)
+            break
+        slope, u = tape.slope[layer - 1], tape.u[layer - 1]
+        gB[layer] = between_blocks(gu, slope * u, block)
+        gt = through_blocks(block.mT, gu)
+        gh = layers.weights[layer].mT @ gz
+        curvature = phi.curvature(tape.z[layer - 1], tape.h[layer], slope)
+        gz = torch.addcmul(slope * gh, curvature * u, gt)
+        gu = slope * gt
+
+    return Gradients(gW, gB, gb), gz
+
+
+def through_blocks(blocks: Tensor, t: Tensor) -> Tensor:
+    r"""Send tangents through the diagonal blocks only: D products of k_out x k_in.
+
+    Arguments:
+        blocks: Shape (D, k_out, k_in).
+        t: Shape (D * k_in, N).
+
+    Returns:
+        Shape (D * k_out, N).
+
+    Example:
+        >>> through_blocks(torch.ones(2, 3, 2), torch.ones(4, 1)).mT
+        tensor([[2., 2., 2., 2., 2., 2.]])
+    """
+    D, k_out, k_in = blocks.shape
+    t = t.reshape(D, k_in, -1)
+    u = blocks * t if k_in == 1 else torch.bmm(blocks, t)
+
+    return u.reshape(D * k_out, -1)
+
+
+def between_blocks(gu: Tensor, t: Tensor, blocks: Tensor) -> Tensor:
+    """The gradient of the blocks in u = B t."""
+    D, k_out, k_in = blocks.shape
+    gu, t = gu.reshape(D, k_out, -1), t.reshape(D, k_in, -1)
+    if k_out == k_in == 1:
+        return (gu * t).sum(-1, keepdim=True)
+
+    return torch.bmm(gu, t.mT)
+
+
+def value_and_diagonal(x: Tensor, layers: Layers, activation: Activation) -> tuple[Tensor, Tensor]:
+    r"""F(x) and the diagonal d of its Jacobian, of a network of linear layers.
+
     Arguments:
         x: Shape (N, D).
-        weights: W, shapes (D k_out, D k_in).
-        blocks: B, their diagonal blocks, (D, k_out, k_in).
-        biases: b, shapes (D k_out) or (N, D k_out).
-        activation: phi, with its first two derivatives.
+        layers: The linear layers.
+        activation: phi, with its first two derivatives, between them.
 
     Returns:
         F and d, both (N, D).
     """
-    if not (torch.is_grad_enabled() and _any_gradient(x, *weights, *blocks, *biases)):
+    if not (torch.is_grad_enabled() and any_gradient(x, *(t for part in layers for t in part))):
         # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
-        z, _, _, u = _forward(activation, x, weights, blocks, biases)
-        return z[-1], u[-1].expand_as(z[-1])
+        tape = forward(activation, x.mT, layers)
+        return tape.z[-1].mT, tape.u[-1].expand_as(tape.z[-1]).mT
 
-    outputs = _Pass.apply(activation, len(weights), x, *weights, *blocks, *biases)
+    W, B, b = layers
+    outputs = _Pass.apply(activation, len(W), x, *W, *B, *b)
 
     return outputs[0], outputs[1]
 
 
-def _any_gradient(*tensors: Tensor) -> bool:
+def any_gradient(*tensors: Tensor) -> bool:
+    """Whether one of the tensors needs a gradient."""
     return any(t.requires_grad for t in tensors)
 
 
-def _forward(
-    phi: Activation, x: Tensor, W: tuple[Tensor, ...], B: tuple[Tensor, ...], b: tuple[Tensor, ...]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """All z, h, phi'(z) and u; the last z and u are F and d."""
-    z, h, slope, u = [], [x], [], []
-    t = None
-    for layer, (weight, block, bias) in enumerate(zip(W, B, b, strict=True)):
-        shared = bias.dim() == 1
-        z.append(fn.linear(h[-1], weight, bias) if shared else fn.linear(h[-1], weight) + bias)
-        u.append(block.flatten() if t is None else diagonal_product(t, block))
-        if layer < len(W) - 1:
-            value, derivative = phi(z[-1])
-            h.append(value)
-            slope.append(derivative)
-            t = derivative * u[-1]
+def flatten(phi: Activation, tape: Tape) -> list[Tensor]:
+    """What a backward pass needs of a tape and does not have: hidden h, slope, u (and z)."""
+    hidden = len(tape.slope)
+    z = tape.z[:hidden] if phi.curvature_needs_z else []
 
-    return z, h, slope, u
+    return [*tape.h[1:], *tape.slope, *tape.u[1:hidden], *z]
+
+
+def unflatten(phi: Activation, kept: Sequence[Tensor], x: Tensor, layers: Layers) -> Tape:
+    """The tape of ``flatten`` again."""
+    n = len(layers.weights) - 1
+    h, slope, u = kept[:n], kept[n : 2 * n], kept[2 * n : 3 * n - 1]
+    first = layers.blocks[0].reshape(-1, 1)
+
+    return Tape(
+        list(kept[3 * n - 1 :]) if phi.curvature_needs_z else list(h),
+        [x, *h],
+        list(slope),
+        [first, *u],
+    )
+
+
+def tensors_of(phi: Activation, layers: int) -> int:
+    """How many tensors ``flatten`` gives."""
+    return (4 if phi.curvature_needs_z else 3) * (layers - 1) - 1
 
 
 class _Pass(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(phi: Activation, layers: int, x: Tensor, *parameters: Tensor) -> Any:
-        W, B, b = (parameters[i * layers : (i + 1) * layers] for i in range(3))
-        z, h, slope, u = _forward(phi, x, W, B, b)
-        kept = z[:-1] if phi.curvature_needs_z else []
+    def forward(phi: Activation, L: int, x: Tensor, *parts: Tensor) -> Any:
+        tape = forward(phi, x.mT, Layers(*(parts[i * L : (i + 1) * L] for i in range(3))))
+        F = tape.z[-1]
 
-        return z[-1], u[-1].expand_as(z[-1]), *h[1:], *slope, *u[1:-1], *kept
+        return F.mT, tape.u[-1].expand_as(F).mT, *flatten(phi, tape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -97,48 +210,14 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         phi, L = ctx.phi, ctx.layers
         x, *rest = ctx.saved_tensors
-        W, B, b = (rest[i * L : (i + 1) * L] for i in range(3))
+        layers = Layers(*(rest[i * L : (i + 1) * L] for i in range(3)))
         if torch.is_grad_enabled():
             # Somebody wants second derivatives: what was kept are constants, so compute it anew.
-            z, h, slope, u = _forward(phi, x, tuple(W), tuple(B), tuple(b))
+            tape = forward(phi, x.mT, layers)
         else:
-            kept = rest[3 * L :]
-            h, slope = [x, *kept[: L - 1]], kept[L - 1 : 2 * (L - 1)]
-            u = [B[0].flatten(), *kept[2 * (L - 1) : 3 * (L - 1) - 1]]
-            z = kept[3 * (L - 1) - 1 :] or [x] * L
-        gF, gd = grads[0], grads[1]
-        if gF is None:
-            gF = torch.zeros_like(x)
-        if gd is None:
-            gd = torch.zeros_like(x)
+            tape = unflatten(phi, rest[3 * L :], x.mT, layers)
+        gF, gd = (torch.zeros_like(x.mT) if g is None else g.mT.contiguous() for g in grads[:2])
+        found, gz = backward(phi, tape, layers, gF, gd)
+        gx = (layers.weights[0].mT @ gz).mT if ctx.needs_input_grad[2] else None
 
-        gW: list[Any] = [None] * L
-        gB: list[Any] = [None] * L
-        gb: list[Any] = [None] * L
-        gz, gu = gF, gd
-        for layer in range(L - 1, -1, -1):
-            gW[layer] = gz.mT @ h[layer]
-            gb[layer] = gz.sum(0) if b[layer].dim() == 1 else gz
-            if layer == 0:
-                gB[0] = gu.sum(0).view_as(B[0])
-                break
-            t = slope[layer - 1] * u[layer - 1]
-            gB[layer], gt = _diagonal_backward(gu, t, B[layer])
-            gh = gz @ W[layer]
-            curvature = phi.curvature(z[layer - 1], h[layer], slope[layer - 1])
-            gz = torch.addcmul(slope[layer - 1] * gh, curvature * u[layer - 1], gt)
-            gu = slope[layer - 1] * gt
-        gx = gz @ W[0] if ctx.needs_input_grad[2] else None
-
-        return None, None, gx, *gW, *gB, *gb
-
-
-def _diagonal_backward(gu: Tensor, t: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of u = B t: of B and of t."""
-    D, k_out, k_in = block.shape
-    gu, t = gu.unflatten(-1, (D, k_out)), t.unflatten(-1, (D, k_in))
-    if k_out == 1:
-        return (gu * t).sum(0).unsqueeze(1), (gu * block.squeeze(1)).flatten(-2)
-    gu, t = gu.transpose(0, 1), t.transpose(0, 1)  # (D, N, k)
-
-    return gu.mT @ t, (gu @ block).transpose(0, 1).flatten(-2)
+        return None, None, gx, *found.weights, *found.blocks, *found.biases

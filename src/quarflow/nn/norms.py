@@ -16,6 +16,8 @@ __all__ = ["NORMS", "balanced", "convolution_bound", "spectral_bound"]
 
 NORMS = ("dimension", "operator")
 
+KEPT_NUMBERS = 2**22  # of powers of Gram matrices, for the gradient; more are computed anew
+
 
 def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
     r"""Upper bound on the largest singular value, by Gram iteration.
@@ -54,23 +56,27 @@ def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
         # The derivative of the root at an all-zero matrix is infinite: stay just above it.
         norm = (weight * weight).sum(dim=(-2, -1)).clamp_min(tiny).sqrt()
     else:
-        norm = _GramNorm.apply(weight if n <= m else weight.mT, squarings)
+        norm = _GramNorm.apply(weight if n <= m else weight.mT, squarings)[0]
 
     return slack * size * norm
 
 
 def _powers(weight: Tensor, squarings: int) -> tuple[list[Tensor], Tensor]:
-    """Normalised G, G^2, G^4, ..., and the bound on the norm of the weight."""
+    """Multiples of G, G^2, G^4, ..., and the bound on the norm of the weight."""
     gram = weight.mT @ weight
     log_norm = torch.zeros_like(gram[..., 0, 0])
     powers = []
     for i in range(squarings + 1):
-        frobenius = torch.linalg.vector_norm(gram, dim=(-2, -1))
-        frobenius = frobenius.clamp_min(torch.finfo(gram.dtype).tiny)
-        powers.append(gram / frobenius[..., None, None])
-        log_norm = log_norm + frobenius.log() * 2.0**-i
+        # The largest eigenvalue of a normalised n x n matrix is at least n^-1/2, so that of its
+        # eighth power is at least n^-4: far enough from underflow to normalise every third time.
+        if i % 3 == 0 or i == squarings:
+            frobenius = torch.linalg.vector_norm(gram, dim=(-2, -1))
+            frobenius = frobenius.clamp_min(torch.finfo(gram.dtype).tiny)
+            gram = gram / frobenius[..., None, None]
+            log_norm = log_norm + frobenius.log() * 2.0**-i
+        powers.append(gram)
         if i < squarings:
-            gram = powers[-1] @ powers[-1]
+            gram = gram @ gram
 
     return powers, torch.exp(log_norm / 2)
 
@@ -83,25 +89,33 @@ class _GramNorm(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, squarings: int) -> Tensor:
-        return _powers(weight, squarings)[1]
+    def forward(weight: Tensor, squarings: int) -> tuple[Tensor, ...]:
+        powers, bound = _powers(weight, squarings)
+        kept = powers if len(powers) * powers[0].numel() <= KEPT_NUMBERS else []
+
+        return bound, *kept
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[0], *output)
         ctx.squarings = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        powers, bound = _powers(weight, ctx.squarings)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        if grads[0] is None:
+            return None, None
+        weight, bound, *powers = ctx.saved_tensors
+        if torch.is_grad_enabled() or not powers:  # for second derivatives, or not kept
+            powers, bound = _powers(weight, ctx.squarings)
         K = powers[0]
         for power in powers[1:]:
-            K = K @ power  # stays well inside the range: each factor has norm 1
+            K = K @ power  # stays well inside the range
         trace = (K * (weight.mT @ weight)).sum(dim=(-2, -1))
         trace = trace.clamp_min(torch.finfo(trace.dtype).tiny)
 
-        return (grad * bound / trace)[..., None, None] * (weight @ K), None
+        return (grads[0] * bound / trace)[..., None, None] * (weight @ K), None
 
 
 def balanced(blocks: Sequence[Tensor]) -> list[Tensor]:

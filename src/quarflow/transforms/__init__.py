@@ -20,6 +20,7 @@ from quarflow.transforms.logdet import LogDet
 from quarflow.transforms.multiscale import MultiScale
 from quarflow.transforms.planar import PlanarStep
 from quarflow.transforms.quar import QuARStep
+from quarflow.transforms.quar_chain import QuARChain
 from quarflow.transforms.radial import RadialStep
 from quarflow.transforms.residual import ResidualStep
 from quarflow.transforms.sylvester import SylvesterStep
@@ -40,6 +41,7 @@ __all__ = [
     "MultiScale",
     "Permutation",
     "PlanarStep",
+    "QuARChain",
     "QuARStep",
     "RadialStep",
     "ResidualStep",

@@ -1,0 +1,245 @@
+r"""Many residual steps with affine maps between them, as one differentiable function.
+
+What one step after the other would cost autograd in bookkeeping is more than a small batch costs
+in arithmetic. And one function can choose what to keep for the backward pass: everything, or,
+for batches too large for that, nothing but x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quarflow.nn import fused
+from quarflow.nn.activations import Activation
+from quarflow.nn.fused import Layers, Tape
+
+__all__ = ["Chain", "residual_chain"]
+
+KEEP_BYTES = 2**28  # of hidden layers; beyond it they are computed anew
+ROWS_BYTES = 2**21  # of one hidden layer, in a piece of a batch that is not kept
+
+
+class Chain(NamedTuple):
+    r"""Parameters of :math:`a_T(f_T(... a_1(f_1(a_0(x)))))` with :math:`f_t(x) = x + F_t(x)`.
+
+    Attributes:
+        scale, shift: Of the affine maps a, shapes (T + 1, D).
+        weights, blocks: Of each layer, shapes (T, D k_out, D k_in) and (T, D, k_out, k_in).
+        biases: Of each layer, shapes (T, D k_out) or (T, N, D k_out).
+        activation: Between the layers.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    weights: tuple[Tensor, ...]
+    blocks: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activation: Activation
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, flat."""
+        return (self.scale, self.shift, *self.weights, *self.blocks, *self.biases)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], activation: Activation) -> Chain:
+        """From what ``tensors`` gives."""
+        scale, shift, *rest = tensors
+        L = len(rest) // 3
+        weights, blocks, biases = (tuple(rest[i * L : (i + 1) * L]) for i in range(3))
+
+        return cls(scale, shift, weights, blocks, biases, activation)
+
+    def steps(self) -> list[Layers]:
+        """The layers of each step."""
+        parts = [zip(*(t.unbind() for t in p), strict=True) for p in self[2:5]]
+
+        return [Layers(*step) for step in zip(*parts, strict=True)]
+
+    def rows(self, start: int, stop: int) -> Chain:
+        """The same chain for some of its rows."""
+        if self.biases[0].dim() == 2:
+            return self
+
+        return self._replace(biases=tuple(b[:, start:stop] for b in self.biases))
+
+    @property
+    def width(self) -> int:
+        """Of the widest layer."""
+        return max(w.shape[-2] for w in self.weights)
+
+
+def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
+    r"""The chain's value, and the sum over its steps of :math:`\sum_i \log(1 + d_i)`.
+
+    The log-dets of the affine maps, which do not depend on x, are not in it.
+
+    Arguments:
+        x: Shape (N, D).
+        chain: The parameters.
+
+    Returns:
+        Shapes (N, D) and (N).
+    """
+    if torch.is_grad_enabled() and fused.any_gradient(x, *chain.tensors):
+        outputs = _Chain.apply(chain.activation, x, *chain.tensors)
+        return outputs[0], outputs[1]
+
+    pieces = _pieces(x, chain)
+    if len(pieces) == 1:
+        z, ladj, _ = _forward(x, chain, keep=False)
+        return z, ladj
+    parts = [_forward(x[a:b], chain.rows(a, b), keep=False)[:2] for a, b in pieces]
+    z, ladj = (torch.cat(part) for part in zip(*parts, strict=True))
+
+    return z, ladj
+
+
+def _pieces(x: Tensor, chain: Chain) -> list[tuple[int, int]]:
+    """Ranges of rows whose hidden layers stay in the processor's cache."""
+    N = len(x)
+    if x.is_cuda:
+        return [(0, N)]
+    size = max(64, ROWS_BYTES // (x.element_size() * chain.width))
+    count = max(1, round(N / size))
+    edges = [N * i // count for i in range(count + 1)]
+
+    return list(pairwise(edges))
+
+
+class _Step(NamedTuple):
+    """What one step of a chain computed: its tape, y = x + F(x), and d."""
+
+    tape: Tape
+    y: Tensor
+    d: Tensor
+
+
+def _forward(x: Tensor, chain: Chain, keep: bool) -> tuple[Tensor, Tensor, list[_Step]]:
+    """z (N, D), the sum of log-dets (N), and the steps if they are to be kept."""
+    scale, shift = chain.scale.unsqueeze(-1).unbind(), chain.shift.unsqueeze(-1).unbind()
+    y = torch.addcmul(shift[0], scale[0], x.mT)
+    kept: list[_Step] = []
+    slopes: list[Tensor] = []
+    for t, layers in enumerate(chain.steps()):
+        tape = fused.forward(chain.activation, y, layers)
+        step = _Step(tape, y + tape.z[-1], tape.u[-1])
+        y = torch.addcmul(shift[t + 1], scale[t + 1], step.y)
+        slopes.append(step.d)
+        if keep:
+            kept.append(step)
+
+    return y.mT, torch.stack(slopes).log1p().sum((0, 1)), kept
+
+
+def _backward(
+    chain: Chain, steps: Sequence[_Step], gz: Tensor, gl: Tensor, x: Tensor
+) -> list[Tensor]:
+    """Gradients of x (D, N) and, in their order, of the chain's tensors; from those of z and l."""
+    scale = chain.scale.unsqueeze(-1).unbind()
+    T = len(steps)
+    g_scale, g_shift = ([torch.empty(0)] * (T + 1) for _ in range(2))
+    parts: list[list[list[Tensor]]] = [[[] for _ in chain.weights] for _ in range(3)]
+    layers = chain.steps()
+    g = gz
+    for t in range(T - 1, -1, -1):
+        step = steps[t]
+        g_scale[t + 1], g_shift[t + 1] = (g * step.y).sum(1), g.sum(1)
+        g = scale[t + 1] * g
+        found, gz1 = fused.backward(chain.activation, step.tape, layers[t], g, gl / (1 + step.d))
+        g = torch.addmm(g, layers[t].weights[0].mT, gz1)
+        for part, each in zip(parts, found, strict=True):
+            for layer, tensor in enumerate(each):
+                part[layer].append(tensor)
+    g_scale[0], g_shift[0] = (g * x).sum(1), g.sum(1)
+    stacked = [torch.stack(each[::-1]) for part in parts for each in part]
+
+    return [scale[0] * g, torch.stack(g_scale), torch.stack(g_shift), *stacked]
+
+
+class _Chain(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(phi: Activation, x: Tensor, *parts: Tensor) -> Any:
+        chain = Chain.of(parts, phi)
+        if not _is_kept(x, chain):
+            pieces = [_forward(x[a:b], chain.rows(a, b), False)[:2] for a, b in _pieces(x, chain)]
+            return tuple(torch.cat(part) for part in zip(*pieces, strict=True))
+        z, ladj, steps = _forward(x, chain, keep=True)
+
+        return (
+            z,
+            ladj,
+            *(t for s in steps for t in (s.tape.h[0], s.y, s.d, *fused.flatten(phi, s.tape))),
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.phi, *tensors = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output[2:])
+        ctx.inputs = len(tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, *rest = ctx.saved_tensors
+        rest, kept = rest[: ctx.inputs - 1], rest[ctx.inputs - 1 :]
+        chain = Chain.of(rest, ctx.phi)
+        gz = torch.zeros_like(x) if grads[0] is None else grads[0]
+        gl = torch.zeros_like(x[:, 0]) if grads[1] is None else grads[1]
+        if torch.is_grad_enabled():
+            # Somebody wants second derivatives: what was kept are constants, so compute it anew.
+            found = _backward(chain, _forward(x, chain, True)[2], gz.mT, gl, x.mT)
+        elif kept:
+            found = _backward(chain, _unflatten(kept, chain), gz.mT.contiguous(), gl, x.mT)
+        else:
+            found = _in_pieces(x, chain, gz, gl)
+
+        return None, found[0].mT, *found[1:]
+
+
+def _is_kept(x: Tensor, chain: Chain) -> bool:
+    per_row = sum(3 * w.shape[-2] * len(w) for w in chain.weights)
+
+    return x.numel() // x.shape[-1] * per_row * x.element_size() <= KEEP_BYTES
+
+
+def _unflatten(kept: Sequence[Tensor], chain: Chain) -> list[_Step]:
+    layers = chain.steps()
+    each = len(kept) // len(layers)
+    steps = []
+    for t, layer in enumerate(layers):
+        x, y, d, *tensors = kept[t * each : (t + 1) * each]
+        steps.append(_Step(fused.unflatten(chain.activation, tensors, x, layer), y, d))
+
+    return steps
+
+
+def _in_pieces(x: Tensor, chain: Chain, gz: Tensor, gl: Tensor) -> list[Tensor]:
+    """Forward and backward through some rows at a time, so that memory does not grow."""
+    totals: list[Tensor] = []
+    gx, g_biases = [], []
+    context = chain.biases[0].dim() == 3
+    for a, b in _pieces(x, chain):
+        piece = chain.rows(a, b)
+        steps = _forward(x[a:b], piece, True)[2]
+        first, *found = _backward(piece, steps, gz[a:b].mT.contiguous(), gl[a:b], x[a:b].mT)
+        gx.append(first)
+        if context:
+            found, biases = found[: -len(chain.biases)], found[-len(chain.biases) :]
+            g_biases.append(biases)
+        if totals:
+            for total, part in zip(totals, found, strict=True):
+                total += part
+        else:
+            totals = found
+    by_rows = [torch.cat(part, dim=1) for part in zip(*g_biases, strict=True)]
+
+    return [torch.cat(gx, dim=1), *totals, *by_rows]
