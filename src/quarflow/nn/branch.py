@@ -58,7 +58,7 @@ class BoundBranch:
         branch = self.flat(batch)
         F, d = value_and_diagonal(
             x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1]),
-            Layers(branch.weights, branch.blocks, branch.biases),
+            Layers(branch.weights, branch.blocks, branch.biases, self.reverse),
             self.activation,
         )
 

@@ -32,6 +32,7 @@ class Chain(NamedTuple):
         weights, blocks: Of each layer, shapes (T, D k_out, D k_in) and (T, D, k_out, k_in).
         biases: Of each layer, shapes (T, D k_out) or (T, N, D k_out).
         activation: Between the layers.
+        reverse: For each step, whether its weights are upper triangular.
     """
 
     scale: Tensor
@@ -40,6 +41,7 @@ class Chain(NamedTuple):
     blocks: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
     activation: Activation
+    reverse: tuple[bool, ...]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -47,19 +49,20 @@ class Chain(NamedTuple):
         return (self.scale, self.shift, *self.weights, *self.blocks, *self.biases)
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], activation: Activation) -> Chain:
+    def of(cls, tensors: Sequence[Tensor], how: tuple[Activation, tuple[bool, ...]]) -> Chain:
         """From what ``tensors`` gives."""
         scale, shift, *rest = tensors
         L = len(rest) // 3
         weights, blocks, biases = (tuple(rest[i * L : (i + 1) * L]) for i in range(3))
 
-        return cls(scale, shift, weights, blocks, biases, activation)
+        return cls(scale, shift, weights, blocks, biases, *how)
 
     def steps(self) -> list[Layers]:
         """The layers of each step."""
-        parts = [zip(*(t.unbind() for t in p), strict=True) for p in self[2:5]]
+        parts = (self.weights, self.blocks, self.biases)
+        each = (zip(*(t.unbind() for t in part), strict=True) for part in parts)
 
-        return [Layers(*step) for step in zip(*parts, strict=True)]
+        return [Layers(*step) for step in zip(*each, self.reverse, strict=True)]
 
     def rows(self, start: int, stop: int) -> Chain:
         """The same chain for some of its rows."""
@@ -87,7 +90,7 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         Shapes (N, D) and (N).
     """
     if torch.is_grad_enabled() and fused.any_gradient(x, *chain.tensors):
-        outputs = _Chain.apply(chain.activation, x, *chain.tensors)
+        outputs = _Chain.apply((chain.activation, chain.reverse), x, *chain.tensors)
         return outputs[0], outputs[1]
 
     pieces = _pieces(x, chain)
@@ -123,7 +126,7 @@ class _Step(NamedTuple):
 def _forward(x: Tensor, chain: Chain, keep: bool) -> tuple[Tensor, Tensor, list[_Step]]:
     """z (N, D), the sum of log-dets (N), and the steps if they are to be kept."""
     scale, shift = chain.scale.unsqueeze(-1).unbind(), chain.shift.unsqueeze(-1).unbind()
-    y = torch.addcmul(shift[0], scale[0], x.mT)
+    y = torch.addcmul(shift[0], scale[0], x.mT.contiguous())
     kept: list[_Step] = []
     slopes: list[Tensor] = []
     for t, layers in enumerate(chain.steps()):
@@ -152,7 +155,7 @@ def _backward(
         g_scale[t + 1], g_shift[t + 1] = (g * step.y).sum(1), g.sum(1)
         g = scale[t + 1] * g
         found, gz1 = fused.backward(chain.activation, step.tape, layers[t], g, gl / (1 + step.d))
-        g = torch.addmm(g, layers[t].weights[0].mT, gz1)
+        g = g + layers[t].triangle(0, g.shape[1]).transposed(layers[t].weights[0], gz1)
         for part, each in zip(parts, found, strict=True):
             for layer, tensor in enumerate(each):
                 part[layer].append(tensor)
@@ -166,8 +169,8 @@ class _Chain(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(phi: Activation, x: Tensor, *parts: Tensor) -> Any:
-        chain = Chain.of(parts, phi)
+    def forward(how: tuple[Activation, tuple[bool, ...]], x: Tensor, *parts: Tensor) -> Any:
+        chain = Chain.of(parts, how)
         if not _is_kept(x, chain):
             pieces = [_forward(x[a:b], chain.rows(a, b), False)[:2] for a, b in _pieces(x, chain)]
             return tuple(torch.cat(part) for part in zip(*pieces, strict=True))
@@ -176,12 +179,16 @@ class _Chain(torch.autograd.Function):
         return (
             z,
             ladj,
-            *(t for s in steps for t in (s.tape.h[0], s.y, s.d, *fused.flatten(phi, s.tape))),
+            *(
+                t
+                for s in steps
+                for t in (s.tape.h[0], s.y, s.d, *fused.flatten(chain.activation, s.tape))
+            ),
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.phi, *tensors = inputs
+        ctx.how, *tensors = inputs
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[2:])
@@ -191,7 +198,7 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, *rest = ctx.saved_tensors
         rest, kept = rest[: ctx.inputs - 1], rest[ctx.inputs - 1 :]
-        chain = Chain.of(rest, ctx.phi)
+        chain = Chain.of(rest, ctx.how)
         gz = torch.zeros_like(x) if grads[0] is None else grads[0]
         gl = torch.zeros_like(x[:, 0]) if grads[1] is None else grads[1]
         if torch.is_grad_enabled():

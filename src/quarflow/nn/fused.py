@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from quarflow.nn.activations import Activation
+from quarflow.nn.panels import FeatureMajor
 
 __all__ = ["Gradients", "Layers", "Tape", "backward", "forward", "value_and_diagonal"]
+
+
+PANEL_ROWS, PANEL_UNITS, MOST_PANELS = 512, 128, 8
 
 
 class Layers(NamedTuple):
@@ -25,11 +29,21 @@ class Layers(NamedTuple):
         weights: W, shapes (D k_out, D k_in).
         blocks: B, their diagonal blocks, (D, k_out, k_in).
         biases: b, shapes (D k_out) or (N, D k_out).
+        reverse: Whether the weights are upper triangular.
     """
 
     weights: Sequence[Tensor]
     blocks: Sequence[Tensor]
     biases: Sequence[Tensor]
+    reverse: bool
+
+    def triangle(self, layer: int, rows: int) -> FeatureMajor:
+        """How the weight of a layer is multiplied with so many rows: large ones in panels."""
+        D, height = len(self.blocks[layer]), max(w.shape[-2] for w in self.weights)
+        wide = rows >= PANEL_ROWS
+        parts = max(1, min(height // PANEL_UNITS, MOST_PANELS, D)) if wide else 1
+
+        return FeatureMajor(D, self.reverse, parts)
 
 
 class Tape(NamedTuple):
@@ -65,8 +79,10 @@ def forward(phi: Activation, x: Tensor, layers: Layers) -> Tape:
     tape = Tape([], [x], [], [])
     t: Tensor | None = None
     last = len(layers.weights) - 1
-    for layer, (W, B, b) in enumerate(zip(*layers, strict=True)):
-        z = torch.addmm(b[:, None] if b.dim() == 1 else b.mT, W, tape.h[-1])
+    for layer, (W, B, b) in enumerate(zip(*layers[:3], strict=True)):
+        z = layers.triangle(layer, x.shape[1]).product(
+            W, tape.h[-1], b[:, None] if b.dim() == 1 else b.mT
+        )
         u = B.reshape(-1, 1) if t is None else through_blocks(B, t)
         tape.u.append(u)
         tape.z.append(z)
@@ -87,7 +103,8 @@ def backward(
     gW, gB, gb = ([torch.empty(0)] * L for _ in range(3))
     gz, gu = gF, gd
     for layer in range(L - 1, -1, -1):
-        gW[layer] = gz @ tape.h[layer].mT
+        triangle = layers.triangle(layer, gF.shape[1])
+        gW[layer] = triangle.gradient(gz, tape.h[layer])
         gb[layer] = gz.sum(1) if layers.biases[layer].dim() == 1 else gz.mT
         block = layers.blocks[layer]
         if layer == 0:
@@ -96,7 +113,7 @@ def backward(
         slope, u = tape.slope[layer - 1], tape.u[layer - 1]
         gB[layer] = between_blocks(gu, slope * u, block)
         gt = through_blocks(block.mT, gu)
-        gh = layers.weights[layer].mT @ gz
+        gh = triangle.transposed(layers.weights[layer], gz)
         curvature = phi.curvature(tape.z[layer - 1], tape.h[layer], slope)
         gz = torch.addcmul(slope * gh, curvature * u, gt)
         gu = slope * gt
@@ -146,13 +163,15 @@ def value_and_diagonal(x: Tensor, layers: Layers, activation: Activation) -> tup
     Returns:
         F and d, both (N, D).
     """
-    if not (torch.is_grad_enabled() and any_gradient(x, *(t for part in layers for t in part))):
+    if not (
+        torch.is_grad_enabled() and any_gradient(x, *(t for part in layers[:3] for t in part))
+    ):
         # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
         tape = forward(activation, x.mT, layers)
         return tape.z[-1].mT, tape.u[-1].expand_as(tape.z[-1]).mT
 
-    W, B, b = layers
-    outputs = _Pass.apply(activation, len(W), x, *W, *B, *b)
+    W, B, b, reverse = layers
+    outputs = _Pass.apply((activation, len(W), reverse), x, *W, *B, *b)
 
     return outputs[0], outputs[1]
 
@@ -193,24 +212,27 @@ class _Pass(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(phi: Activation, L: int, x: Tensor, *parts: Tensor) -> Any:
-        tape = forward(phi, x.mT, Layers(*(parts[i * L : (i + 1) * L] for i in range(3))))
+    def forward(how: tuple[Activation, int, bool], x: Tensor, *parts: Tensor) -> Any:
+        phi, L, reverse = how
+        W, B, b = (parts[i * L : (i + 1) * L] for i in range(3))
+        tape = forward(phi, x.mT, Layers(W, B, b, reverse))
         F = tape.z[-1]
 
         return F.mT, tape.u[-1].expand_as(F).mT, *flatten(phi, tape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.phi, ctx.layers, *tensors = inputs
+        ctx.how, *tensors = inputs
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[2:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        phi, L = ctx.phi, ctx.layers
+        phi, L, reverse = ctx.how
         x, *rest = ctx.saved_tensors
-        layers = Layers(*(rest[i * L : (i + 1) * L] for i in range(3)))
+        W, B, b = (rest[i * L : (i + 1) * L] for i in range(3))
+        layers = Layers(W, B, b, reverse)
         if torch.is_grad_enabled():
             # Somebody wants second derivatives: what was kept are constants, so compute it anew.
             tape = forward(phi, x.mT, layers)
@@ -218,6 +240,6 @@ class _Pass(torch.autograd.Function):
             tape = unflatten(phi, rest[3 * L :], x.mT, layers)
         gF, gd = (torch.zeros_like(x.mT) if g is None else g.mT.contiguous() for g in grads[:2])
         found, gz = backward(phi, tape, layers, gF, gd)
-        gx = (layers.weights[0].mT @ gz).mT if ctx.needs_input_grad[2] else None
+        gx = (W[0].mT @ gz).mT if ctx.needs_input_grad[1] else None
 
-        return None, None, gx, *found.weights, *found.blocks, *found.biases
+        return None, gx, *found.weights, *found.blocks, *found.biases

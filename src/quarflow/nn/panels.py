@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
-__all__ = ["Triangular"]
+__all__ = ["FeatureMajor", "Triangular"]
 
 PANELS = 4
 
@@ -26,6 +26,7 @@ class Triangular:
     Attributes:
         channels: Number C of blocks.
         reverse: Whether the matrix is upper triangular.
+        parts: Number of panels.
 
     Example:
         >>> W = torch.ones(4, 4).tril()
@@ -35,10 +36,11 @@ class Triangular:
 
     channels: int
     reverse: bool
+    parts: int = PANELS
 
     def _panels(self, rows: int, columns: int, upper: bool) -> list[tuple[slice, slice]]:
         """Rows of each panel, and the columns up to, or from, its diagonal."""
-        C, parts = self.channels, min(PANELS, self.channels)
+        C, parts = self.channels, min(self.parts, self.channels)
         cuts = [i * C // parts for i in range(parts + 1)]
         k_out, k_in = rows // C, columns // C
 
@@ -87,3 +89,48 @@ class Triangular:
         sides = [(m, 0) if self.reverse else (0, m) for m in missing]
 
         return torch.cat([fn.pad(p, s) for p, s in zip(panels, sides, strict=True)])
+
+
+@dataclass(frozen=True)
+class FeatureMajor(Triangular):
+    r"""The same products with tensors of shape (units, rows).
+
+    Example:
+        >>> W, h = torch.ones(4, 4).tril(), torch.eye(4)
+        >>> torch.equal(FeatureMajor(4, False).product(W, h, torch.zeros(4, 1)), W)
+        True
+    """
+
+    def product(self, weight: Tensor, h: Tensor, bias: Tensor) -> Tensor:
+        """W h + b."""
+        if self.parts == 1:
+            return torch.addmm(bias, weight, h)
+        panels = self._panels(weight.shape[0], weight.shape[1], self.reverse)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.cat([torch.addmm(bias[r], weight[r, c], h[c]) for r, c in panels])
+        z = h.new_empty(weight.shape[0], h.shape[1])
+        for r, c in panels:
+            torch.addmm(bias[r], weight[r, c], h[c], out=z[r])
+
+        return z
+
+    def transposed(self, weight: Tensor, g: Tensor) -> Tensor:
+        """W^T g."""
+        if self.parts == 1:
+            return weight.mT @ g
+        panels = self._panels(weight.shape[1], weight.shape[0], not self.reverse)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.cat([weight[r, c].mT @ g[r] for c, r in panels])
+        out = g.new_empty(weight.shape[1], g.shape[1])
+        for c, r in panels:
+            torch.mm(weight[r, c].mT, g[r], out=out[c])
+
+        return out
+
+    def gradient(self, g: Tensor, h: Tensor) -> Tensor:
+        """g h^T where W is not zero, and zeros (or anything) elsewhere."""
+        if self.parts == 1:
+            return g @ h.mT
+        panels = self._panels(g.shape[0], h.shape[0], self.reverse)
+
+        return self.assemble([g[r] @ h[c].mT for r, c in panels], h.shape[0])

@@ -68,7 +68,7 @@ class QuARChain(Composed):
         batch = torch.broadcast_shapes(x.shape[:-1], b.biases[0].shape[1:-1])
         rows = x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1])
         biases = tuple(_rows(bias, batch) for bias in b.biases)
-        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation)
+        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation, b.reverse)
         z, ladj = residual_chain(rows, chain)
 
         return z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + self.log_scale.sum()
