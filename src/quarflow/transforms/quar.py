@@ -67,11 +67,22 @@ class QuARStep(Transform):
 
     def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """By :func:`quarflow.solvers.solve`; gradients by the implicit function theorem."""
+        if torch.is_grad_enabled():
+            x = self._inverse(z)
+            return x, -self.call_and_ladj(x)[1]
+        found = self.solve(z)
+
+        return (
+            found.x.reshape(self._shape(z)),
+            -found.slope.log().sum(-1).reshape(self._shape(z)[:-1]),
+        )
+
+    def _inverse(self, z: Tensor) -> Tensor:
         x = self.solve(z).x.reshape(self._shape(z))
         if torch.is_grad_enabled():
             x = implicit_root(x, z, self._call_and_slope, reverse=not self.branch.reverse)
 
-        return x, -self.call_and_ladj(x)[1]
+        return x
 
     def inverse_near(self, z: Tensor, x: Tensor, tolerance: float) -> Tensor:
         """The inverse of z, found from an x that is close to it."""
