@@ -1,6 +1,7 @@
 """Every test: one thread, the same random numbers, hypothesis without deadlines."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -18,6 +19,10 @@ settings.register_profile(
 )
 settings.load_profile("quarflow")
 torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a run in the background inherits this, and quarflow leaves ignored signals ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
