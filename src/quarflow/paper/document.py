@@ -3,8 +3,9 @@
     python -m quarflow.paper.document docs/paper.md --take paper-figure3 --take paper-figure2
 
 In the page, what stands between ``<!-- results NAME -->`` and ``<!-- end -->`` is replaced by the
-command, settings and tables of ``results/paper/NAME.json`` beside the page. ``--take`` copies a
-recipe's JSON there first, and its pictures to ``images/paper``.
+command, settings and tables of ``results/paper/NAME.json`` beside the page. ``--take FOLDER`` copies
+a recipe's JSON there first, and its pictures to ``images/paper``; ``--take NAME=FOLDER`` does so
+under a name other than the recipe's, where one recipe has two runs on the page.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ def document(page: Path) -> list[str]:
     return names
 
 
-def take(folder: Path, page: Path) -> None:
+def take(folder: Path, page: Path, name: str | None = None) -> None:
     """Copy the numbers and pictures of a finished recipe to where the page finds them.
+
+    They go by the recipe's name, unless another name is given.
 
     Raises:
         RecipeError: if the folder holds no finished recipe.
@@ -56,14 +59,16 @@ def take(folder: Path, page: Path) -> None:
     from quarflow.report.style import write_whole
 
     start = folder / "run.json"
-    name = read_json(start).get("recipe") if start.is_file() else None
-    if name is None or not (folder / f"{name}.json").is_file():
+    recipe = read_json(start).get("recipe") if start.is_file() else None
+    if recipe is None or not (folder / f"{recipe}.json").is_file():
         raise RecipeError(f"{folder} holds no finished recipe.")
     for kind, ending in (("results", "json"), ("images", "png")):
         target = page.parent / kind / "paper"
         target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.glob(f"{name}*.{ending}")):
-            write_whole(target / path.name, path.read_bytes())
+        for path in sorted(folder.glob(f"{recipe}*.{ending}")):
+            write_whole(
+                target / ((name or recipe) + path.name.removeprefix(recipe)), path.read_bytes()
+            )
 
 
 def _markdown(found: Mapping[str, Any]) -> str:
@@ -97,11 +102,12 @@ def main() -> None:
     """Copy what is asked for and fill in the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("page", type=Path)
-    parser.add_argument("--take", type=Path, action="append", default=[], metavar="FOLDER")
+    parser.add_argument("--take", action="append", default=[], metavar="[NAME=]FOLDER")
     options = parser.parse_args()
     try:
-        for folder in options.take:
-            take(folder, options.page)
+        for wanted in options.take:
+            name, _, folder = wanted.rpartition("=")
+            take(Path(folder), options.page, name or None)
         print("filled in:", ", ".join(document(options.page)))
     except (RecipeError, OSError) as error:
         parser.error(str(error))

@@ -257,6 +257,8 @@ def _draw_curves(chosen: Sequence[Model], parts: dict[str, list[Numbers]]) -> An
                         alpha=1.0 if len(parts[model.name]) == 1 else 0.7,
                     )
             panel.set(xscale="log", yscale="log")
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_formatter("{x:g}")
         left, right = figure.axes
         left.set(xlabel="seconds of training", ylabel="KL to the data (nats)")
         left.set_title("For the time spent")
