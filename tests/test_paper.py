@@ -372,6 +372,8 @@ def test_ablation_and_the_page(small, tmp_path):
     assert text.endswith("<!-- end -->\nafter\n")
     assert "| activation elu |" in text
     assert (page.parent / "images" / "paper" / "ablation.png").is_file()
+    take(out, page, "second")  # another run of the same recipe
+    assert (page.parent / "results" / "paper" / "second.json").is_file()
     with pytest.raises(RecipeError, match="no finished recipe"):
         take(tmp_path, page)
 
