@@ -3,9 +3,9 @@
     python -m quarflow.paper.document docs/paper.md --take paper-figure3 --take paper-figure2
 
 In the page, what stands between ``<!-- results NAME -->`` and ``<!-- end -->`` is replaced by the
-command, settings and tables of ``results/paper/NAME.json`` beside the page. ``--take FOLDER`` copies
-a recipe's JSON there first, and its pictures to ``images/paper``; ``--take NAME=FOLDER`` does so
-under a name other than the recipe's, where one recipe has two runs on the page.
+command, settings and tables of ``results/paper/NAME.json`` beside the page. ``--take FOLDER``
+copies a recipe's JSON there first, and its pictures to ``images/paper``; ``--take NAME=FOLDER``
+does so under a name other than the recipe's, where one recipe has two runs on the page.
 """
 
 from __future__ import annotations
