@@ -183,14 +183,17 @@ def _long(results: Results, quantity: str) -> Table:
 
 
 def _marks(quantity: str) -> str:
-    over = "> : stopped after the limit."
+    if quantity == "memory":
+        return "- : stopped after the limit."
 
-    return over if quantity == "memory" else f"{over} * : fewer than 5 rounds fitted into it."
+    return "> : stopped after the limit. * : fewer than 5 rounds fitted into it."
 
 
 def _ratio(case: Mapping[str, Any] | None, base: Sequence[float]) -> str:
     if case is None or not base:
         return "-"
+    if not case["values"] and case["quantity"] == "memory":
+        return "-"  # the limit is one of seconds and tells nothing of bytes
     if not case["values"]:
         return f"> {_short(case['over'] / median(base))}" if "over" in case else "-"
     mine = case["values"]
