@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quarflow.native import chain as native
 from quarflow.nn import fused
 from quarflow.nn.activations import Activation
 from quarflow.nn.fused import Layers, Tape
@@ -72,6 +73,11 @@ class Chain(NamedTuple):
         return self._replace(biases=tuple(b[:, start:stop] for b in self.biases))
 
     @property
+    def shape(self) -> native.Shape:
+        """As the kernels know it."""
+        return fused.shape_of(self.blocks, self.activation, self.reverse)
+
+    @property
     def width(self) -> int:
         """Of the widest layer."""
         return max(w.shape[-2] for w in self.weights)
@@ -93,11 +99,18 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         outputs = _Chain.apply((chain.activation, chain.reverse), x, *chain.tensors)
         return outputs[0], outputs[1]
 
-    pieces = _pieces(x, chain)
-    if len(pieces) == 1:
-        z, ladj, _ = _forward(x, chain, keep=False)
+    if native.usable(chain.shape, x, chain.tensors):
+        z, ladj, _ = native.forward(chain.shape, x, chain.tensors, keep=False)
         return z, ladj
+
+    return _forward_in_pieces(x, chain)
+
+
+def _forward_in_pieces(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
+    pieces = _pieces(x, chain)
     parts = [_forward(x[a:b], chain.rows(a, b), keep=False)[:2] for a, b in pieces]
+    if len(parts) == 1:
+        return parts[0]
     z, ladj = (torch.cat(part) for part in zip(*parts, strict=True))
 
     return z, ladj
@@ -171,9 +184,11 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(how: tuple[Activation, tuple[bool, ...]], x: Tensor, *parts: Tensor) -> Any:
         chain = Chain.of(parts, how)
+        if native.usable(chain.shape, x, parts):
+            z, ladj, tape = native.forward(chain.shape, x, parts, keep=True)
+            return (z, ladj) if tape is None else (z, ladj, tape)
         if not _is_kept(x, chain):
-            pieces = [_forward(x[a:b], chain.rows(a, b), False)[:2] for a, b in _pieces(x, chain)]
-            return tuple(torch.cat(part) for part in zip(*pieces, strict=True))
+            return _forward_in_pieces(x, chain)
         z, ladj, steps = _forward(x, chain, keep=True)
 
         return (
@@ -201,11 +216,15 @@ class _Chain(torch.autograd.Function):
         chain = Chain.of(rest, ctx.how)
         gz = torch.zeros_like(x) if grads[0] is None else grads[0]
         gl = torch.zeros_like(x[:, 0]) if grads[1] is None else grads[1]
+        taped = bool(kept) and kept[0].dtype == torch.uint8
         if torch.is_grad_enabled():
             # Somebody wants second derivatives: what was kept are constants, so compute it anew.
             found = _backward(chain, _forward(x, chain, True)[2], gz.mT, gl, x.mT)
-        elif kept:
+        elif kept and not taped:
             found = _backward(chain, _unflatten(kept, chain), gz.mT.contiguous(), gl, x.mT)
+        elif native.usable(chain.shape, x, (*rest, gz, gl)):
+            tape = kept[0] if taped else None
+            return None, *native.backward(chain.shape, x, rest, gz, gl, tape)
         else:
             found = _in_pieces(x, chain, gz, gl)
 

@@ -13,10 +13,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quarflow.native import chain as native
 from quarflow.nn.activations import Activation
 from quarflow.nn.panels import FeatureMajor
 
-__all__ = ["Gradients", "Layers", "Tape", "backward", "forward", "value_and_diagonal"]
+__all__ = [
+    "Gradients",
+    "Layers",
+    "Tape",
+    "backward",
+    "forward",
+    "shape_of",
+    "single_step",
+    "value_and_diagonal",
+]
 
 
 PANEL_ROWS, PANEL_UNITS, MOST_PANELS = 512, 128, 8
@@ -152,6 +162,20 @@ def between_blocks(gu: Tensor, t: Tensor, blocks: Tensor) -> Tensor:
     return torch.bmm(gu, t.mT)
 
 
+def shape_of(
+    blocks: Sequence[Tensor], activation: Activation, reverse: tuple[bool, ...]
+) -> native.Shape:
+    """What the kernels need to know of a network besides its tensors."""
+    return native.Shape((1, *(b.shape[-2] for b in blocks)), activation.name, reverse)
+
+
+def single_step(layers: Layers) -> list[Tensor]:
+    """The layers as a chain of one step, whose affine maps do not matter, for the kernels."""
+    own = torch.empty(1, len(layers.blocks[0])).to(layers.weights[0])
+
+    return [own, own, *(t.unsqueeze(0) for part in layers[:3] for t in part)]
+
+
 def value_and_diagonal(x: Tensor, layers: Layers, activation: Activation) -> tuple[Tensor, Tensor]:
     r"""F(x) and the diagonal d of its Jacobian, of a network of linear layers.
 
@@ -167,6 +191,12 @@ def value_and_diagonal(x: Tensor, layers: Layers, activation: Activation) -> tup
         torch.is_grad_enabled() and any_gradient(x, *(t for part in layers[:3] for t in part))
     ):
         # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
+        shape, tensors = (
+            shape_of(layers.blocks, activation, (layers.reverse,)),
+            single_step(layers),
+        )
+        if native.usable(shape, x, tensors):
+            return native.branch(shape, x, tensors)
         tape = forward(activation, x.mT, layers)
         return tape.z[-1].mT, tape.u[-1].expand_as(tape.z[-1]).mT
 

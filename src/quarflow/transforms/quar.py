@@ -11,6 +11,7 @@ from quarflow.nn.branch import BoundBranch
 from quarflow.solvers import Solution, solve
 from quarflow.transforms.base import Transform
 from quarflow.transforms.implicit import implicit_root
+from quarflow.transforms.substitution import substitute
 
 __all__ = ["QuARStep"]
 
@@ -91,6 +92,10 @@ class QuARStep(Transform):
     def solve(self, z: Tensor, start: Tensor | None = None, **options: Any) -> Solution:
         """The inverse with iterations and residuals, rows flattened to (N, D).
 
+        On a processor with compiled kernels one variable after the other is solved
+        (:func:`quarflow.transforms.substitution.substitute`), unless a method is asked for;
+        otherwise it is the method ``newton`` of :func:`quarflow.solvers.solve`.
+
         Arguments:
             z: Shape (*, D).
             start: Where to start, of the shape of the answer; z by default.
@@ -106,8 +111,13 @@ class QuARStep(Transform):
 
         if start is not None:
             start = start.detach().expand(shape).reshape_as(y)
+        options = {**self.solver, **options}
+        if not options.keys() & {"method", "max_iterations"}:
+            found = substitute(branch, y, start, options.get("tolerance"))
+            if found is not None:
+                return found
 
-        return solve(f, y, reverse=self.branch.reverse, start=start, **{**self.solver, **options})
+        return solve(f, y, reverse=self.branch.reverse, start=start, **options)
 
     def _call_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, d = self.call_and_diagonal(x)
