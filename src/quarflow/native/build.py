@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from quarflow.allocator import keep_freed_memory
+
 __all__ = ["library", "status"]
 
 SOURCES = Path(__file__).parent / "kernels"
@@ -67,6 +69,8 @@ def _build() -> _Build:
         # not linking another one the kernels share them, instead of fighting with them.
         import torch  # noqa: F401
 
+        # What the kernels' results lie in is as large as a layer, and freed after each step.
+        keep_freed_memory()
         path = _compiled(compiler)
         kernels = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     except (OSError, subprocess.SubprocessError) as error:
@@ -96,11 +100,14 @@ def _compiled(compiler: str) -> Path:
         if not path.exists():
             log.info("Compiling the kernels with %s, once: %s", compiler, path)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
-                _run(compiler, *FLAGS, "-c", str(SOURCES / "chain.cpp"), "-o", str(made[0]))
+                objects = []
+                for source in sorted(SOURCES.glob("*.cpp")):
+                    objects.append(f"{scratch}/{source.stem}.o")
+                    _run(compiler, *FLAGS, "-c", str(source), "-o", objects[-1])
+                made = Path(scratch) / "kernels.so"
                 # Without -fopenmp: its functions are those that torch has loaded.
-                _run(compiler, "-shared", str(made[0]), "-o", str(made[1]))
-                made[1].replace(path)
+                _run(compiler, "-shared", *objects, "-o", str(made))
+                made.replace(path)
 
     return path
 

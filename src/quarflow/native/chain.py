@@ -13,18 +13,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.autograd.forward_ad as forward_mode
-from torch import Tensor, nn
+from torch import Tensor
 
-from quarflow.native.build import library
+from quarflow.native.calls import call, pointers, readable
 
 __all__ = ["Root", "Shape", "backward", "branch", "forward", "solve", "usable"]
 
 ACTIVATIONS = {"elu": 0, "sin": 1, "lipswish": 2, "tanh": 3}
-KINDS = {torch.float32: "f32", torch.float64: "f64"}
-PLAIN = (Tensor, nn.Parameter)
 MAX_LAYERS = 16
-KEPT_BYTES = 2**25  # of a tape; beyond it a backward pass computes hidden layers anew
 
 
 class Shape(NamedTuple):
@@ -40,86 +36,62 @@ class Shape(NamedTuple):
     activation: str
     reverse: tuple[bool, ...]
 
-    def numbers(self, x: Tensor, own_biases: bool) -> Any:
-        """As the kernels read them."""
+    def numbers(self, x: Tensor, biases: Tensor) -> list[int]:
+        """As the kernels read them; biases: of any layer."""
         N, D = x.shape
-        values = (
-            *(N, D, len(self.reverse), len(self.units) - 1, ACTIVATIONS[self.activation]),
-            *(torch.get_num_threads(), own_biases, *self.units, *self.reverse),
-        )
+        layers, own = len(self.units) - 1, biases.dim() == 3
 
-        return (ctypes.c_int64 * len(values))(*values)
+        return [
+            *(N, D, len(self.reverse), layers, ACTIVATIONS[self.activation]),
+            *(torch.get_num_threads(), own, *self.units, *self.reverse),
+        ]
 
 
 def usable(shape: Shape, x: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Whether the kernels can compute this: plain tensors in memory, and nobody traces them."""
-    if (
-        torch.compiler.is_compiling()
-        or x.device.type != "cpu"
-        or x.dtype not in KINDS
-        or not x.numel()
-        or shape.activation not in ACTIVATIONS
-        or len(shape.units) > MAX_LAYERS
-    ):
-        return False
-    for tensor in (x, *tensors):
-        if type(tensor) not in PLAIN or tensor.dtype != x.dtype or tensor.device != x.device:
-            return False
-        try:
-            # Those of torch.func have no memory of their own; duals carry a tangent.
-            if not tensor.data_ptr() or forward_mode.unpack_dual(tensor).tangent is not None:
-                return False
-        except RuntimeError:
-            return False
-
-    return library() is not None
+    """Whether the kernels can compute this."""
+    return (
+        bool(x.numel())
+        and shape.activation in ACTIVATIONS
+        and len(shape.units) <= MAX_LAYERS
+        and readable((x, *tensors))
+    )
 
 
-def forward(
-    shape: Shape, x: Tensor, tensors: Sequence[Tensor], keep: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The chain's value (N, D), the sum of its steps' log-dets (N), and a tape.
+def forward(shape: Shape, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The chain's value (N, D), and the sum of its steps' log-dets (N).
 
     Arguments:
         shape: Of the chain.
         x: Shape (N, D).
         tensors: Of the chain.
-        keep: Whether to make a tape, if it is small enough to be worth keeping.
     """
-    x, call = x.contiguous(), _Call(shape, x, tensors)
-    z, ladj, tape = torch.empty_like(x), x.new_empty(len(x)), None
-    if keep:
-        size = call("tape_bytes", result=ctypes.c_int64)
-        tape = torch.empty(size, dtype=torch.uint8) if size <= KEPT_BYTES else None
-    call.done("forward", x, z, ladj, tape)
+    x, tensors = x.contiguous(), [t.contiguous() for t in tensors]
+    z, ladj = torch.empty_like(x), x.new_empty(len(x))
+    _call("forward", shape, x, tensors, x, z, ladj)
 
-    return z, ladj, tape
+    return z, ladj
 
 
 def backward(
-    shape: Shape,
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    gz: Tensor,
-    gl: Tensor,
-    tape: Tensor | None,
+    shape: Shape, x: Tensor, tensors: Sequence[Tensor], gz: Tensor, gl: Tensor
 ) -> list[Tensor]:
     """Gradients of x and of the tensors from those of both results.
 
     Those of W are only right where W may differ from 0.
     """
-    x, call = x.contiguous(), _Call(shape, x, tensors)
-    gradients = [torch.empty_like(t) for t in (x, *call.tensors)]
-    call.done("backward", x, gz.contiguous(), gl.contiguous(), tape, _pointers(gradients))
+    x, tensors = x.contiguous(), [t.contiguous() for t in tensors]
+    gz, gl = gz.contiguous(), gl.contiguous()
+    gradients = [torch.empty_like(t) for t in (x, *tensors)]
+    _call("backward", shape, x, tensors, x, gz, gl, pointers(gradients))
 
     return gradients
 
 
 def branch(shape: Shape, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """F and d of a chain of one step, both (N, D); its affine maps are not looked at."""
-    x, call = x.contiguous(), _Call(shape, x, tensors)
+    x, tensors = x.contiguous(), [t.contiguous() for t in tensors]
     F, d = torch.empty_like(x), torch.empty_like(x)
-    call.done("branch", x, F, d)
+    _call("branch", shape, x, tensors, x, F, d)
 
     return F, d
 
@@ -151,38 +123,16 @@ def solve(
         tolerance: Residual to stop at, relative to 1 + abs(y).
         evaluations: Most evaluations of a variable.
     """
-    y, call = y.contiguous(), _Call(shape, y, tensors)
+    y, tensors = y.contiguous(), [t.contiguous() for t in tensors]
     x = start.clone(memory_format=torch.contiguous_format)
     found = Root(
         x, torch.empty_like(x), x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.long)
     )
-    call.done("solve", y, *found, ctypes.c_double(tolerance), ctypes.c_int(evaluations))
+    limits = ctypes.c_double(tolerance), ctypes.c_int(evaluations)
+    _call("solve", shape, y, tensors, y, *found, *limits)
 
     return found
 
 
-class _Call:
-    """A chain on points x, as the kernels take it."""
-
-    def __init__(self, shape: Shape, x: Tensor, tensors: Sequence[Tensor]) -> None:
-        self.tensors = [t.contiguous() for t in tensors]  # held, while their memory is read
-        self.kind = KINDS[x.dtype]
-        self.described = shape.numbers(x, self.tensors[-1].dim() == 3), _pointers(self.tensors)
-
-    def __call__(self, name: str, *arguments: Any, result: Any = ctypes.c_int) -> int:
-        function = getattr(library(), f"{name}_{self.kind}")
-        function.restype = result
-        addresses = (
-            ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments
-        )
-
-        return int(function(*self.described, *addresses))
-
-    def done(self, name: str, *arguments: Any) -> None:
-        """Call, and raise where memory ran out."""
-        if not self(name, *arguments):
-            raise MemoryError("There is not enough memory for this batch: make it smaller.")
-
-
-def _pointers(tensors: Sequence[Tensor]) -> Any:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+def _call(name: str, shape: Shape, x: Tensor, tensors: Sequence[Tensor], *arguments: Any) -> None:
+    call(name, x.dtype, shape.numbers(x, tensors[-1]), pointers(tensors), *arguments)

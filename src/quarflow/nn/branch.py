@@ -15,7 +15,7 @@ from quarflow.nn.activations import Activation
 from quarflow.nn.activations import activation as lookup
 from quarflow.nn.fused import Layers, value_and_diagonal
 from quarflow.nn.linear import BlockTriangularLinear
-from quarflow.nn.norms import NORMS, balanced, spectral_bound
+from quarflow.nn.norms import NORMS, product_bound, spectral_bound
 
 MAX_SIGMA = 0.9999  # so that 1 + d stays well above 0 in float32
 
@@ -188,10 +188,8 @@ class Branch(nn.Module):
     def product(self, weights: Sequence[Tensor]) -> Tensor:
         r"""P, the certified bound on the product of the layer norms, shape (T, D) or (T, 1)."""
         if self.norm == "dimension":
-            blocks = balanced([layer.diagonal for layer in self._layers()])
-            bounds = [spectral_bound(block) for block in blocks]
-        else:
-            bounds = [spectral_bound(weight)[:, None] for weight in weights]
+            return product_bound([layer.diagonal for layer in self._layers()])
+        bounds = [spectral_bound(weight)[:, None] for weight in weights]
         product = bounds[0]
         for bound in bounds[1:]:
             product = product * bound

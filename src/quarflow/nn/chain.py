@@ -100,8 +100,7 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         return outputs[0], outputs[1]
 
     if native.usable(chain.shape, x, chain.tensors):
-        z, ladj, _ = native.forward(chain.shape, x, chain.tensors, keep=False)
-        return z, ladj
+        return native.forward(chain.shape, x, chain.tensors)
 
     return _forward_in_pieces(x, chain)
 
@@ -185,8 +184,7 @@ class _Chain(torch.autograd.Function):
     def forward(how: tuple[Activation, tuple[bool, ...]], x: Tensor, *parts: Tensor) -> Any:
         chain = Chain.of(parts, how)
         if native.usable(chain.shape, x, parts):
-            z, ladj, tape = native.forward(chain.shape, x, parts, keep=True)
-            return (z, ladj) if tape is None else (z, ladj, tape)
+            return native.forward(chain.shape, x, parts)
         if not _is_kept(x, chain):
             return _forward_in_pieces(x, chain)
         z, ladj, steps = _forward(x, chain, keep=True)
@@ -216,15 +214,13 @@ class _Chain(torch.autograd.Function):
         chain = Chain.of(rest, ctx.how)
         gz = torch.zeros_like(x) if grads[0] is None else grads[0]
         gl = torch.zeros_like(x[:, 0]) if grads[1] is None else grads[1]
-        taped = bool(kept) and kept[0].dtype == torch.uint8
         if torch.is_grad_enabled():
             # Somebody wants second derivatives: what was kept are constants, so compute it anew.
             found = _backward(chain, _forward(x, chain, True)[2], gz.mT, gl, x.mT)
-        elif kept and not taped:
+        elif kept:
             found = _backward(chain, _unflatten(kept, chain), gz.mT.contiguous(), gl, x.mT)
         elif native.usable(chain.shape, x, (*rest, gz, gl)):
-            tape = kept[0] if taped else None
-            return None, *native.backward(chain.shape, x, rest, gz, gl, tape)
+            return None, *native.backward(chain.shape, x, rest, gz, gl)
         else:
             found = _in_pieces(x, chain, gz, gl)
 

@@ -14,7 +14,7 @@ from quarflow.nn.branch import MAX_SIGMA, units_per_dimension
 from quarflow.nn.conv import CausalConv2d, Taps
 from quarflow.nn.conv_fused import Pass, conv_value_and_diagonal
 from quarflow.nn.conv_paper import dense_value_and_diagonal
-from quarflow.nn.norms import balanced, convolution_bound, spectral_bound
+from quarflow.nn.norms import convolution_bound, product_bound, spectral_bound
 
 IMPLEMENTATIONS = ("fused", "paper")
 CONV_NORMS = ("dimension", "center", "operator")
@@ -169,8 +169,8 @@ class ConvBranch(nn.Module):
             weights: Effective weights of the layers, (T, out, taps, in).
         """
         if self.norm == "dimension":
-            bounds = [spectral_bound(b) for b in balanced([x.diagonal for x in self.layers])]
-        elif self.norm == "center":
+            return product_bound([layer.diagonal for layer in self.layers])
+        if self.norm == "center":
             bounds = [spectral_bound(weight[:, :, -1])[:, None] for weight in weights]
         else:
             # A reversed layer is the mirror image of one that is not: its taps' norm is the same.

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["NORMS", "balanced", "convolution_bound", "spectral_bound"]
+from quarflow.native import bounds as native
+
+__all__ = ["NORMS", "balanced", "convolution_bound", "product_bound", "spectral_bound"]
 
 NORMS = ("dimension", "operator")
 
@@ -155,6 +157,60 @@ def balanced(blocks: Sequence[Tensor]) -> list[Tensor]:
         blocks[i + 1] = blocks[i + 1] * scale[..., None, :]
 
     return blocks
+
+
+def product_bound(blocks: Sequence[Tensor]) -> Tensor:
+    r"""Upper bound on the product of the norms of successive layers, at its tightest scaling.
+
+    The product of :func:`spectral_bound` over :func:`balanced` layers; with compiled kernels in
+    one call for many small networks.
+
+    Arguments:
+        blocks: Weights of successive layers, shapes (*, m, n).
+
+    Returns:
+        The bounds, shape (*).
+
+    Example:
+        >>> first, last = torch.tensor([[4.0], [1.0]]), torch.tensor([[0.5, 2.0]])
+        >>> round(product_bound([first, last]).item(), 2)
+        4.0
+    """
+    bound: Tensor = _ProductBound.apply(*blocks) if native.usable(blocks) else _product(blocks)
+
+    return bound
+
+
+def _product(blocks: Sequence[Tensor]) -> Tensor:
+    bounds = [spectral_bound(block) for block in balanced(blocks)]
+    product = bounds[0]
+    for bound in bounds[1:]:
+        product = product * bound
+
+    return product
+
+
+class _ProductBound(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*blocks: Tensor) -> Tensor:
+        return native.product(blocks) if native.usable(blocks) else _product(blocks)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        blocks = ctx.saved_tensors
+        if not torch.is_grad_enabled() and native.usable((*blocks, grad[..., None, None])):
+            return tuple(native.gradients(blocks, grad))
+        with torch.enable_grad():
+            own = [b.view_as(b) for b in blocks]
+            product = _product(own)
+
+        return torch.autograd.grad(product, own, grad, create_graph=torch.is_grad_enabled())
 
 
 def convolution_bound(

@@ -3,7 +3,8 @@
 //   y = scale_0 x + shift_0;  y <- scale_{t+1} (y + F_t(y)) + shift_{t+1}
 //
 // Each thread takes tile after tile of the points through all steps, so that hidden layers never
-// leave its cache. For the way back a tape is kept; or it is made anew, tile by tile.
+// leave its cache. The way back computes them once more, tile by tile: that is faster than to
+// write them to memory and to read them again, and no memory is taken for them.
 
 #include <vector>
 
@@ -152,31 +153,19 @@ std::vector<Step<T>> lay_out_steps(const Chain<T>& chain, Space& space, bool kee
 }
 
 template <class T>
-int64_t tape_bytes(const Chain<T>& chain) {
-    Space counted;
-    lay_out_steps(chain, counted, true);
-    return counted.used();
-}
-
-template <class T>
-bool forward_all(const Chain<T>& chain, const T* x, T* z, T* ladj, char* tape) {
+bool forward_all(const Chain<T>& chain, const T* x, T* z, T* ladj) {
     int D = chain.features;
-    int64_t bytes = tape ? tape_bytes(chain) : 0;
     return in_parallel(chain.threads, [&](int thread) {
         static thread_local Block block;
         T* out;
         std::vector<Step<T>> steps;
         in_block(block, [&](Space& space) {
             out = space.take<T>(int64_t(D) * TILE);
-            if (!tape) steps = lay_out_steps(chain, space, false);
+            steps = lay_out_steps(chain, space, false);
         });
         for (int64_t i = thread; i < chain.tiles(); i += chain.threads) {
             Tile<T> tile(chain, i);
-            if (tape) {
-                Space space(tape + i * bytes);
-                steps = lay_out_steps(chain, space, true);
-            }
-            forward_tile(chain, tile, x, steps, tape != nullptr, out, ladj);
+            forward_tile(chain, tile, x, steps, false, out, ladj);
             transpose(out, TILE, z + tile.first * D, D, D, tile.points);
         }
         block.done();
@@ -232,36 +221,31 @@ void add_rows(T* to, int64_t ld, const T* from, int from_row, int64_t rows, int 
 
 // gradients: of x, scale, shift, then W, B, b of each layer.
 template <class T>
-bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl, char* tape,
+bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
                   void* const* gradients) {
     int D = chain.features, layers = chain.branch[0].layers;
-    int64_t bytes = tape_bytes(chain);
     std::vector<Sums<T>> all(chain.threads);
     T* gx = static_cast<T*>(gradients[0]);
     auto tensor = [&](int i) { return static_cast<T*>(gradients[i]); };
-    std::vector<Block> blocks(chain.threads);
+    static thread_local std::vector<Block> mine;  // of this thread, for those that it starts
+    std::vector<Block>& blocks = mine;
+    if (int(blocks.size()) < chain.threads) blocks.resize(chain.threads);
     bool fine = in_parallel(chain.threads, [&](int thread) {
         static thread_local Block block;
         Sums<T>& sums = all[thread];
+        std::vector<Step<T>> steps;
         T *g, *gd, *own, *z;
-        char* kept = nullptr;
         Scratch<T> scratch;
-        int64_t size = int64_t(D) * TILE, summed;
+        int64_t size = int64_t(D) * TILE;
         in_block(block, [&](Space& space) {
             g = space.take<T>(size);
             gd = space.take<T>(size);
             own = space.take<T>(size);
             z = space.take<T>(size);
             scratch.lay_out(space, chain.branch[0].widest());
-            if (!tape) kept = space.take<char>(bytes);
+            steps = lay_out_steps(chain, space, true);
         });
-        Space counted;
-        sums.lay_out(counted, chain);
-        summed = counted.used();
-        char* memory = blocks[thread].at_least(summed);
-        std::memset(memory, 0, summed);
-        Space space(memory);
-        sums.lay_out(space, chain);
+        in_block(blocks[thread], [&](Space& space) { sums.lay_out(space, chain); }, true);
         for (int t = 0; t < chain.steps; t++)
             for (int l = 0; l < layers; l++) {
                 const Layer<T>& a = chain.branch[t].layer[l];
@@ -271,9 +255,7 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl, c
             }
         for (int64_t i = thread; i < chain.tiles(); i += chain.threads) {
             Tile<T> tile(chain, i);
-            Space taped(tape ? tape + i * bytes : kept);
-            std::vector<Step<T>> steps = lay_out_steps(chain, taped, true);
-            if (!tape) forward_tile(chain, tile, x, steps, true, z, static_cast<T*>(nullptr));
+            forward_tile(chain, tile, x, steps, true, z, static_cast<T*>(nullptr));
             T slope[TILE] = {};
             std::copy(gl + tile.first, gl + tile.first + tile.points, slope);
             points_to_tile(gz + tile.first * D, D, g, tile.points, tile.columns, D);
@@ -301,7 +283,7 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl, c
     });
     if (!fine) return false;
     // Threads in their order: the same sums each time.
-    return in_parallel(chain.threads, [&](int thread) {
+    fine = in_parallel(chain.threads, [&](int thread) {
         for (int s = 0; s < chain.threads; s++) {
             if (thread == 0) {
                 add_rows(tensor(1), D, all[s].scale, all[s].row, chain.steps + 1, D, s > 0);
@@ -321,6 +303,8 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl, c
             }
         }
     });
+    for (Block& block : blocks) block.done();
+    return fine;
 }
 
 // F and d of the only step of a chain.
@@ -389,18 +373,13 @@ bool solve_all(const Chain<T>& chain, const T* y, T* x, T* slope, T* residual, i
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                           \
-    extern "C" int64_t tape_bytes_##NAME(const int64_t* numbers, void* const* tensors) {          \
-        Chain<T> chain(numbers, tensors);                                                         \
-        return tape_bytes(chain) * chain.tiles();                                                 \
-    }                                                                                             \
     extern "C" int forward_##NAME(const int64_t* numbers, void* const* tensors, const T* x, T* z, \
-                                  T* ladj, char* tape) {                                          \
-        return forward_all(Chain<T>(numbers, tensors), x, z, ladj, tape);                         \
+                                  T* ladj) {                                                      \
+        return forward_all(Chain<T>(numbers, tensors), x, z, ladj);                               \
     }                                                                                             \
     extern "C" int backward_##NAME(const int64_t* numbers, void* const* tensors, const T* x,      \
-                                   const T* gz, const T* gl, char* tape,                          \
-                                   void* const* gradients) {                                      \
-        return backward_all(Chain<T>(numbers, tensors), x, gz, gl, tape, gradients);              \
+                                   const T* gz, const T* gl, void* const* gradients) {            \
+        return backward_all(Chain<T>(numbers, tensors), x, gz, gl, gradients);                    \
     }                                                                                             \
     extern "C" int branch_##NAME(const int64_t* numbers, void* const* tensors, const T* x, T* F,  \
                                  T* d) {                                                          \

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #if defined(_OPENMP)
@@ -31,6 +32,11 @@ class Space {
 // A block that grows, and is only given back when it is large.
 class Block {
    public:
+    Block() = default;
+    Block(Block&& other) noexcept : data_(other.data_), size_(other.size_) {
+        other.data_ = nullptr;
+        other.size_ = 0;
+    }
     ~Block() { std::free(data_); }
 
     char* at_least(int64_t bytes) {
@@ -57,12 +63,14 @@ class Block {
     int64_t size_ = 0;
 };
 
-// What lay_out takes from a space, in a block of the present thread.
+// What lay_out takes from a space, in a block, zeroed if asked for.
 template <class LayOut>
-void in_block(Block& block, LayOut lay_out) {
+void in_block(Block& block, LayOut lay_out, bool zeroed = false) {
     Space counted;
     lay_out(counted);
-    Space space(block.at_least(counted.used()));
+    char* memory = block.at_least(counted.used());
+    if (zeroed) std::memset(memory, 0, counted.used());
+    Space space(memory);
     lay_out(space);
 }
 
