@@ -29,3 +29,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def _seed():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - scikit-learn's checks use it
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """As on a machine without a compiler."""
+    monkeypatch.setattr("quarflow.native.calls.library", lambda: None)
+
+
+@pytest.fixture
+def kernels():
+    """The kernels; tests of them are skipped where they cannot be had."""
+    from quarflow.native.build import library, status
+
+    if library() is None:
+        pytest.skip(f"no kernels: {status()}")

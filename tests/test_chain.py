@@ -1,4 +1,4 @@
-"""The fused chain of steps against the same steps one after the other."""
+"""The fused chain of steps, as torch computes it, against the same steps one after the other."""
 
 import pytest
 import torch
@@ -7,6 +7,8 @@ from torch.autograd import grad, gradgradcheck
 from quarflow import QuAR
 from quarflow.nn import chain as fused_chain
 from quarflow.transforms import Composed, QuARChain
+
+pytestmark = pytest.mark.usefixtures("without_kernels")
 
 SHAPES = [  # features, context, hidden
     (1, 1, (8, 8, 8)),

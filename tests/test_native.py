@@ -1,0 +1,355 @@
+"""The compiled kernels against torch, which computes the same in another way."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quarflow import QuAR
+from quarflow.native import build
+from quarflow.native import chain as native
+from quarflow.nn import Branch, norms
+from quarflow.nn import chain as fused_chain
+from quarflow.nn.chain import Chain, residual_chain
+from quarflow.solvers import InversionError, solve
+from quarflow.transforms import QuARStep
+from quarflow.transforms.substitution import substitute
+
+ACTIVATIONS = ["sin", "elu", "lipswish", "tanh"]
+
+
+@pytest.fixture(autouse=True)
+def _kernels(kernels):
+    pass
+
+
+@pytest.fixture
+def threads():
+    """Sets how many; as they were afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def a_chain(features, hidden, activation, rows, context=0, dtype=torch.float64, steps=3):
+    """A chain with a gradient to everything it is made of, and points."""
+    flow = QuAR(features, context, steps, hidden, activation=activation).to(dtype)
+    x = torch.randn(rows, features, dtype=dtype)
+    c = torch.randn(rows, context, dtype=dtype) if context else None
+    if rows > 1:
+        flow.initialize(2 * x + 1, c)
+    f = flow.transform(c)
+    b = f.branches
+    chain = Chain(f.scale, f.shift, b.weights, b.blocks, b.biases, b.activation, b.reverse)
+    tensors = [t.detach().clone().requires_grad_() for t in chain.tensors]
+
+    return x.requires_grad_(), Chain.of(tensors, (b.activation, b.reverse))
+
+
+def differentiated(x, chain, gz, gl):
+    """Value, log-det and gradients; of weights where they are not zero."""
+    z, ladj = residual_chain(x, chain)
+    found = torch.autograd.grad([z, ladj], [x, *chain.tensors], [gz, gl])
+    masks = [torch.ones(()), *(torch.ones(()) for _ in chain.tensors)]
+    for i, weight in enumerate(chain.weights):
+        masks[3 + i] = weight.detach() != 0
+
+    return [z.detach(), ladj.detach(), *(g * m for g, m in zip(found, masks, strict=True))]
+
+
+def by_torch(monkeypatch, compute):
+    with monkeypatch.context() as patch:
+        patch.setattr("quarflow.native.calls.library", lambda: None)
+        return compute()
+
+
+def same(a, b, **tolerance):
+    for one, other in zip(a, b, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+@given(
+    features=st.integers(1, 40),
+    hidden=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    rows=st.sampled_from([1, 2, 15, 63, 64, 65, 130]),
+    context=st.sampled_from([0, 0, 2]),
+    activation=st.sampled_from(ACTIVATIONS),
+    workers=st.integers(1, 3),
+)
+def test_chain_and_its_gradients(features, hidden, rows, context, activation, workers, threads):
+    threads(workers)
+    x, chain = a_chain(features, hidden, activation, rows, context)
+    gz, gl = torch.randn(rows, features).double(), torch.randn(rows).double()
+    with pytest.MonkeyPatch.context() as patch:
+        expected = by_torch(patch, lambda: differentiated(x, chain, gz, gl))
+    assert native.usable(chain.shape, x, chain.tensors)
+    same(differentiated(x, chain, gz, gl), expected, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        same(residual_chain(x, chain), expected[:2], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_float32_is_as_good_as_torch(activation, monkeypatch):
+    x, chain = a_chain(8, (64, 64), activation, 300, dtype=torch.float32)
+    exact = Chain.of([t.double() for t in chain.tensors], (chain.activation, chain.reverse))
+    with torch.no_grad():
+        expected = residual_chain(x.double(), exact)
+        ours = residual_chain(x, chain)
+        theirs = by_torch(monkeypatch, lambda: residual_chain(x, chain))
+    for e, o, t in zip(expected, ours, theirs, strict=True):
+        assert (o - e).abs().max() < 2 * (t - e).abs().max() + 1e-6
+
+
+def test_the_same_each_time_and_for_any_number_of_threads(threads):
+    x, chain = a_chain(5, (32, 32), "sin", 500, dtype=torch.float32)
+    gz, gl = torch.randn(500, 5), torch.randn(500)
+    threads(2)
+    same(differentiated(x, chain, gz, gl), differentiated(x, chain, gz, gl), rtol=0, atol=0)
+    with torch.no_grad():
+        z, ladj = residual_chain(x, chain)
+        threads(1)
+        same(residual_chain(x, chain), (z, ladj), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 9e4, 1.1e5, 1e8, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sines_of_large_numbers(size, dtype):
+    """Where z = x exactly: one unit with weight 1, and x = 0 gives sin(b)."""
+    _x, chain = a_chain(1, (40,), "sin", 3, dtype=dtype, steps=1)
+    z = (size * torch.randn(40, dtype=dtype))[None]
+    with torch.no_grad():
+        first, last = (torch.ones_like(t) for t in chain.weights)
+        parts = (torch.ones(2, 1, dtype=dtype), torch.zeros(2, 1, dtype=dtype))
+        zero = torch.zeros(1, 1, dtype=dtype)
+        for unit in (0, 17):
+            out = torch.zeros_like(last)
+            out[..., unit] = 1
+            one = Chain(
+                *parts, (first, out), (first[:, None], out[:, None]), (z, zero),
+                chain.activation, chain.reverse,
+            )  # fmt: skip
+            F, ladj = residual_chain(torch.zeros(2, 1, dtype=dtype), one)
+            eps = 4 * torch.finfo(dtype).eps
+            torch.testing.assert_close(F[0, 0], z[0, unit].sin(), rtol=0, atol=eps)
+            cosine = z[0, unit].cos()
+            torch.testing.assert_close(ladj[0].expm1(), cosine, rtol=0, atol=10 * eps)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_so_and_spoils_nothing_else(bad):
+    x, chain = a_chain(3, (12, 12), "elu", 70)
+    with torch.no_grad():
+        clean = residual_chain(x, chain)
+        x[5, 1] = bad
+        z, ladj = residual_chain(x, chain)
+    assert not torch.isfinite(ladj[5]) or not torch.isfinite(z[5]).all()
+    others = torch.arange(70) != 5
+    same((z[others], ladj[others]), (clean[0][others], clean[1][others]), rtol=0, atol=0)
+
+
+def test_factors_below_zero_never_make_a_wrong_number():
+    """Two of d below -1 would multiply to something positive."""
+    one = torch.ones(1, 2, 1)
+    blocks = (one.view(1, 2, 1, 1), one.view(1, 2, 1, 1) * -2)
+    weights = tuple(torch.diag_embed(b.flatten(1)) for b in blocks)
+    none = torch.zeros(1, 2)
+    chain = Chain(
+        torch.ones(2, 2), torch.zeros(2, 2), weights, blocks, (none, none),
+        Branch(2, (2,), [False])._activation, (False,),
+    )  # fmt: skip
+    with torch.no_grad():
+        assert residual_chain(torch.zeros(1, 2), chain)[1].isnan().all()
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("features", "hidden"), [(1, (8,)), (7, (20, 30)), (40, (64, 64, 64))])
+def test_substitution_solves(features, hidden, dtype, order):
+    branch = Branch(features, hidden, [order]).to(dtype)
+    with torch.no_grad():
+        for p in branch.parameters():
+            p += 0.1 * torch.randn_like(p)
+    bound = branch.bind()[0]
+    step = QuARStep(bound)
+    x = 2 * torch.randn(100, features, dtype=dtype)
+    with torch.no_grad():
+        y = step(x)
+        found = substitute(bound, y)
+        assert found is not None
+        assert found.residual.max() <= (1e-6 if dtype == torch.float32 else 2e-13)
+        newton = step.solve(y, method="newton")
+        z, d = step.call_and_diagonal(found.x)
+    torch.testing.assert_close(found.slope, 1 + d, rtol=1e-5, atol=1e-6)
+    assert ((z - y).abs() / (1 + y.abs())).max() <= (2e-6 if dtype == torch.float32 else 3e-13)
+    assert newton.residual.max() <= (1e-6 if dtype == torch.float32 else 2e-13)
+    assert (found.iterations > 0).all()
+
+
+def test_substitution_with_a_context_of_its_own_for_each_row():
+    flow = QuAR(3, 2, transforms=2, hidden_features=(12,)).double()
+    c = torch.randn(80, 2).double()
+    x = torch.randn(80, 3).double()
+    with torch.no_grad():
+        z = flow(c).transform(x)
+        torch.testing.assert_close(flow(c).transform.inv(z), x, rtol=0, atol=1e-9)
+
+
+def test_steep_steps_are_bracketed():
+    """Slopes from almost 0 to almost 2, and a start far away."""
+    branch = Branch(2, (64, 64), [False], sigma=0.999).double()
+    with torch.no_grad():
+        branch.layers[0].diagonal *= 30
+        branch.layers[0].bias *= 10
+    bound = branch.bind()[0]
+    y = torch.linspace(-4, 4, 201, dtype=torch.float64)[:, None].expand(-1, 2)
+    found = substitute(bound, y, start=y + 100)
+    assert found is not None
+    x, _ = QuARStep(bound).call_and_diagonal(found.x)
+    assert (x - y).abs().max() < 1e-10
+
+
+def test_what_cannot_be_solved_is_left_to_the_solvers():
+    branch = Branch(2, (8,), [False]).bind()[0]
+    y = torch.tensor([[0.0, float("nan")]])
+    assert substitute(branch, y) is None
+    with pytest.raises(ValueError, match="NaN"):
+        QuARStep(branch).solve(y)
+    y = torch.randn(20, 2)
+    assert substitute(branch, y, tolerance=0.0) is None
+    with pytest.raises(InversionError):
+        QuARStep(branch).solve(y, tolerance=0.0)
+    assert solve(lambda x, rows: (x, torch.ones_like(x)), y).residual.max() == 0
+
+
+@pytest.mark.parametrize("units", [(1, 4, 4, 1), (1, 16, 16, 1), (1, 5, 3, 7, 1), (1, 1, 1)])
+def test_bounds_and_their_gradients(units):
+    blocks = [
+        (torch.rand(2, 9, 1, 1) * torch.randn(2, 9, b, a)).double().requires_grad_()
+        for a, b in itertools.pairwise(units)
+    ]
+    with torch.no_grad():
+        blocks[0][0, 0] = 0
+    g = torch.randn(2, 9).double()
+    ours, theirs = norms.product_bound(blocks), norms._product(blocks)
+    torch.testing.assert_close(ours, theirs)
+    same(torch.autograd.grad(ours, blocks, g), torch.autograd.grad(theirs, blocks, g))
+    assert torch.autograd.gradgradcheck(
+        lambda *b: norms.product_bound(b), [b[:, :1].detach()[1:].requires_grad_() for b in blocks]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bounds_are_above_the_norms(dtype):
+    blocks = [10 ** (4 * torch.randn(500, 1, 1)).to(dtype) for _ in range(3)]
+    blocks = [
+        b * torch.randn(500, *s) for b, s in zip(blocks, [(6, 1), (6, 6), (1, 6)], strict=True)
+    ]
+    blocks = [b.to(dtype) for b in blocks]
+    bound = norms.product_bound(blocks).double()
+    # Signs of slopes at their worst: 2^12 of them would be exact; the product of matrices is less.
+    exact = (blocks[2].double() @ blocks[1].double() @ blocks[0].double()).abs().flatten()
+    finite = bound.isfinite()
+    assert (exact[finite] <= bound[finite]).all()
+
+
+def test_transforms_of_functions_are_left_to_torch():
+    flow = QuAR(3, transforms=2, hidden_features=(9,)).double()
+    x = torch.randn(4, 3).double()
+    jacobian = torch.func.vmap(torch.func.jacrev(flow().transform.call_and_ladj))(x)[0]
+    (forward,) = (torch.func.vmap(torch.func.jacfwd(lambda v: v * 2))(x),)
+    assert forward.shape == (4, 3, 3)
+    expected = torch.autograd.functional.jacobian(lambda v: flow().transform(v), x)
+    torch.testing.assert_close(jacobian, expected[range(4), :, range(4)])
+
+
+def test_forward_mode_is_not_lost():
+    """A dual tensor has a tangent, which a kernel would drop."""
+    flow = QuAR(3, transforms=2, hidden_features=(9,)).double().requires_grad_(False)
+    x, v = torch.randn(2, 4, 3).double()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, v)
+        out = torch.autograd.forward_ad.unpack_dual(flow().log_prob(dual))
+    (g,) = torch.autograd.functional.vjp(lambda x: flow().log_prob(x).sum(), x)[1:]
+    torch.testing.assert_close(out.tangent, (g * v).sum(-1))
+
+
+def test_no_memory_for_what_is_computed_anew():
+    held = 0
+
+    def pack(tensor):
+        nonlocal held
+        held += tensor.numel() if tensor.numel() >= 500 * 8 else 0
+        return tensor
+
+    flow = QuAR(8, transforms=3, hidden_features=(64, 64))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        flow().log_prob(torch.randn(500, 8))
+    weights = 2 * 3 * (64 * 8 + 64 * 64 + 8 * 64)
+    assert held < weights + 4 * 500 * 8
+    assert 4 * held < fused_chain.KEEP_BYTES  # where torch does it, hidden layers are kept
+
+
+def in_a_process(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+STATUS = "from quarflow.native import status; print(status())"
+
+
+def test_kernels_can_be_turned_off():
+    assert "QUARFLOW_NATIVE" in in_a_process(STATUS, QUARFLOW_NATIVE="0").stdout
+
+
+def test_without_a_compiler_everything_works(tmp_path):
+    code = STATUS + "; import torch, quarflow; print(quarflow.QuAR(2)().sample((3,)).shape)"
+    done = in_a_process(code, CXX="no-such-compiler", QUARFLOW_CACHE=str(tmp_path))
+    assert "no C++ compiler" in done.stdout
+    assert "[3, 2]" in done.stdout
+    done = in_a_process(code, CXX="false", QUARFLOW_CACHE=str(tmp_path))
+    assert "not used" in done.stdout
+    assert "[3, 2]" in done.stdout
+    assert "could not be compiled" in done.stderr
+
+
+def test_a_cache_that_others_may_write_to_is_refused(tmp_path):
+    (tmp_path / "native").mkdir()
+    (tmp_path / "native").chmod(0o777)
+    done = in_a_process(STATUS, QUARFLOW_CACHE=str(tmp_path))
+    assert "writable by nobody else" in done.stdout
+    assert not list((tmp_path / "native").iterdir())
+
+
+def test_compiled_once(tmp_path, monkeypatch):
+    """A second process finds what the first one made; a change of the sources is noticed."""
+    monkeypatch.setenv("QUARFLOW_CACHE", str(tmp_path))
+    compiler = build._compiler()
+    key = build._key(compiler)
+    ran = []
+    monkeypatch.setattr(
+        build, "_run", lambda *command: ran.append(command) or Path(command[-1]).touch() or "g++"
+    )
+    first = build._compiled(compiler)
+    compilations = len(ran)
+    assert first.exists()
+    assert build._compiled(compiler) == first
+    assert len(ran) == compilations + 1  # only --version
+    assert list(first.parent.glob("*.so")) == [first]
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for source in build.SOURCES.iterdir():
+        (sources / source.name).write_bytes(source.read_bytes() + b"\n")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    assert build._compiled(compiler) != first
+    assert key != ""
