@@ -109,15 +109,19 @@ struct Layer {
         return {c0 / k_in * k_out, out};
     }
 
-    // z = W h + b, for points from first on.
+    // z = W h + b, for points from first on. Summed from the variables that come first in the
+    // order to those that come last: substitution does so, and then rounding is the same.
     void product(const T* h, T* z, int64_t first, int points, int columns) const {
         bool own = b && b_row;
         if (own) points_to_tile(b + first * b_row, b_row, z, points, columns, out);
         for (int r = 0; r < out; r += PANEL) {
             int rows = out - r < PANEL ? out - r : PANEL;
             Range k = inputs(r, r + rows);
-            rows_times<T>(rows, {W + int64_t(r) * in, in, 1}, h, TILE, k.begin, k.end,
-                          z + r * TILE, TILE, columns, b && !own ? b + r : nullptr, own);
+            const T* row = W + int64_t(r) * in;
+            int way = reverse ? -1 : 1, from = reverse ? k.end - 1 : k.begin;
+            rows_times<T>(rows, {row + from, in, way}, h + from * TILE, way * TILE, 0,
+                          k.end - k.begin, z + r * TILE, TILE, columns,
+                          b && !own ? b + r : nullptr, own);
         }
     }
 

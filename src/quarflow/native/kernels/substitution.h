@@ -46,12 +46,12 @@ void contribution(const Branch<T>& f, int l, int i, const T* x, Searching<T>& s,
                   int points, int columns) {
     const Layer<T>& a = f.layer[l];
     const T* h = l ? s.tape.hidden[l - 1].h : x;
-    int row = i * a.k_out, begin = a.reverse ? (i + 1) * a.k_in : 0;
-    int end = a.reverse ? a.in : i * a.k_in;
+    int row = i * a.k_out, way = a.reverse ? -1 : 1, from = a.reverse ? a.in - 1 : 0;
+    int count = (a.reverse ? f.features - 1 - i : i) * a.k_in;
     if (a.b_row)
         points_to_tile(a.b + first * a.b_row + row, a.b_row, s.base[l], points, columns, a.k_out);
-    small_product<T>(a.k_out, {a.W + int64_t(row) * a.in + begin, a.in, 1}, h + begin * TILE, TILE,
-                     end - begin, s.base[l], TILE, columns, a.b_row ? nullptr : a.b + row,
+    small_product<T>(a.k_out, {a.W + int64_t(row) * a.in + from, a.in, way}, h + from * TILE,
+                     way * TILE, count, s.base[l], TILE, columns, a.b_row ? nullptr : a.b + row,
                      a.b_row != 0);
 }
 
@@ -68,12 +68,14 @@ void evaluate(const Branch<T>& f, int i, const T* x, Searching<T>& s, int n) {
         T* z = (last ? s.F : s.tape.hidden[l].h + i * a.k_out * TILE) + n;
         T* u = (last ? s.d : s.tangent[l]) + n;
         const T* B = a.B + int64_t(i) * a.k_out * a.k_in;
+        int way = a.reverse ? -1 : 1, from = a.reverse ? a.k_in - 1 : 0;
         for (int r = 0; r < a.k_out; r++)
             for (int c = 0; c < S; c += L) {
                 store(z + r * TILE + c, load(s.base[l] + r * TILE + n + c));
                 if (!t) store(u + r * TILE + c, splat<T>(B[r]));
             }
-        small_product<T>(a.k_out, {B, a.k_in, 1}, v, TILE, a.k_in, z, TILE, S, nullptr, true);
+        small_product<T>(a.k_out, {B + from, a.k_in, way}, v + from * TILE, way * TILE, a.k_in, z,
+                         TILE, S, nullptr, true);
         if (t) small_product<T>(a.k_out, {B, a.k_in, 1}, t, TILE, a.k_in, u, TILE, S);
         if (last) return;
         activate_layer<T, false>(f.activation, {z, u, nullptr, nullptr}, a.k_out, S);
