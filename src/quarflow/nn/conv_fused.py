@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
+from quarflow.native import pixels as native
 from quarflow.nn.activations import Activation
 from quarflow.nn.conv import Taps, gather_taps, opposite, sum_taps
 from quarflow.nn.jets import jet, value_and_slope
@@ -103,6 +104,11 @@ def _entered(options: Pass, t0: Tensor | None, block: Tensor) -> Tensor:
     return options.low(u)[0]
 
 
+def _network(options: Pass, W: Layers, B: Layers, b: Layers) -> native.Network:
+    """As the kernels know it."""
+    return native.Network(W, B, b[:-1], options.activation.name, options.reverse)
+
+
 def _forward(
     options: Pass, x: Tensor, W: Layers, B: Layers, b: Layers, keep: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -113,6 +119,11 @@ def _forward(
     W, B, b = options.low(*W), options.low(*B), options.low(*b)
     (A,) = options.low(gather_taps(a, options.taps).flatten(0, 2))  # (pixels, taps C)
     slopes = None if t0 is None else t0.reshape(-1, C)
+    network = _network(options, W, B, b)
+    if options.dtype is None and native.usable(network, A, *(() if t0 is None else (t0,))):
+        products, diagonal = native.forward(network, A, slopes)
+        F = sum_taps(products.view(*x.shape[:3], -1), options.taps) + bias
+        return F, diagonal.view(x.shape), []
     size = _chunk(W[0].shape[0], x.device)
     y, d, kept = [], [], []
     for at in range(0, max(1, len(A)), size):
@@ -187,6 +198,17 @@ def _backward(
         gather_taps(gF, opposite(options.taps)).flatten(0, 2),
         gd.reshape(-1, C),
     )
+    network = _network(options, W, B, b)
+    graph = torch.is_grad_enabled()
+    if not kept and not graph and options.dtype is None and native.usable(network, A, gy, gd):
+        from_taps, of_slopes, gW, gB, gb = native.backward(network, A, slopes, gy, gd)
+        gb.append(gF.sum((0, 1, 2)))
+        if not need_x:
+            return None, gW, gB, gb
+        gx = sum_taps(from_taps.view(*x.shape[:3], -1), opposite(options.taps))
+        if t0 is not None and c0 is not None and of_slopes is not None:
+            gx = gx * t0 + of_slopes.view_as(x) * c0
+        return gx, gW, gB, gb
     size = _chunk(W[0].shape[0], x.device)
     sums: dict[tuple[str, int], list[Tensor]] = {}
     of_A, of_t0 = [], []

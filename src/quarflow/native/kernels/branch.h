@@ -127,7 +127,7 @@ struct LayerGradients {
         B_row = wide ? round_up(layer.k_in, L) : layer.k_in;
         blockwise = wide;
         W = space.take<T>(int64_t(layer.out) * W_row);
-        B = space.take<T>(round_up(layer.out * B_row, L));
+        B = space.take<T>(round_up(layer.blocks * layer.k_out * B_row, L));
         b = space.take<T>(round_up(layer.out, L));
         b_points = nullptr;
     }
@@ -147,21 +147,37 @@ struct Scratch {
     }
 };
 
+// to (rows, columns) = from or, after the first thread, to + from.
+template <class T>
+void add_rows(T* to, const T* from, int from_row, int64_t rows, int columns, bool add) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++)
+            to[i * columns + j] = (add ? to[i * columns + j] : 0) + from[i * from_row + j];
+}
+
+// The same for the gradients of a layer, to where its parameters have theirs.
+template <class T>
+void add_layer(const Layer<T>& layer, const LayerGradients<T>& sum, T* W, T* B, T* b, bool add) {
+    add_rows(W, sum.W, sum.W_row, layer.out, layer.in, add);
+    add_rows(B, sum.B, sum.B_row, layer.blocks * layer.k_out, layer.k_in, add);
+    if (layer.b && !layer.b_row) add_rows(b, sum.b, layer.out, 1, layer.out, add);
+}
+
 template <class T>
 void add_block_gradient(const Layer<T>& layer, const T* gu, const T* t, LayerGradients<T>& sum,
                         T* transposed, int columns) {
     if (!sum.blockwise) {
         int k_in = layer.k_in, k_out = layer.k_out;
-        add_dots<T>(sum.B, layer.out * k_in, columns, [=](int p, const T*& a, const T*& b) {
+        add_dots<T>(sum.B, layer.blocks * k_out * k_in, columns, [=](int p, const T*& a, const T*& b) {
             int row = p / k_in;
             a = gu + row * TILE;
             b = t ? t + (row / k_out * k_in + p % k_in) * TILE : nullptr;
         });
         return;
     }
-    int row = round_up(layer.in, LANES<T>);
-    transpose(t, TILE, transposed, row, layer.in, columns);
-    for (int i = 0; i < layer.blocks(); i++)
+    int units = layer.blocks * layer.k_in, row = round_up(units, LANES<T>);
+    transpose(t, TILE, transposed, row, units, columns);
+    for (int i = 0; i < layer.blocks; i++)
         for (int m = 0; m < layer.k_out; m += PANEL) {
             int r = i * layer.k_out + m;
             rows_times<T>(std::min(PANEL, layer.k_out - m), {gu + r * TILE, TILE, 1},

@@ -39,6 +39,7 @@ struct Chain {
                 Layer<T>& a = f.layer[l];
                 a.k_in = int(k[l]);
                 a.k_out = int(k[l + 1]);
+                a.blocks = features;
                 a.in = features * a.k_in;
                 a.out = features * a.k_out;
                 a.reverse = reverse[t];
@@ -212,13 +213,6 @@ void backward_affine(const Chain<T>& chain, int t, const T* x, T* g, Sums<T>& su
         }
 }
 
-template <class T>
-void add_rows(T* to, int64_t ld, const T* from, int from_row, int64_t rows, int columns, bool add) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++)
-            to[i * ld + j] = (add ? to[i * ld + j] : 0) + from[i * from_row + j];
-}
-
 // gradients: of x, scale, shift, then W, B, b of each layer.
 template <class T>
 bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
@@ -286,20 +280,15 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
     fine = in_parallel(chain.threads, [&](int thread) {
         for (int s = 0; s < chain.threads; s++) {
             if (thread == 0) {
-                add_rows(tensor(1), D, all[s].scale, all[s].row, chain.steps + 1, D, s > 0);
-                add_rows(tensor(2), D, all[s].shift, all[s].row, chain.steps + 1, D, s > 0);
+                add_rows(tensor(1), all[s].scale, all[s].row, chain.steps + 1, D, s > 0);
+                add_rows(tensor(2), all[s].shift, all[s].row, chain.steps + 1, D, s > 0);
             }
             for (int i = thread; i < chain.steps * layers; i += chain.threads) {
                 int t = i / layers, l = i % layers;
                 const Layer<T>& a = chain.branch[t].layer[l];
-                const LayerGradients<T>& sum = all[s].layers[i];
-                add_rows(tensor(3 + l) + int64_t(t) * a.out * a.in, a.in, sum.W, sum.W_row, a.out,
-                         a.in, s > 0);
-                add_rows(tensor(3 + layers + l) + int64_t(t) * a.out * a.k_in, a.k_in, sum.B,
-                         sum.B_row, a.out, a.k_in, s > 0);
-                if (!a.b_row)
-                    add_rows(tensor(3 + 2 * layers + l) + int64_t(t) * a.out, a.out, sum.b, a.out,
-                             1, a.out, s > 0);
+                add_layer(a, all[s].layers[i], tensor(3 + l) + int64_t(t) * a.out * a.in,
+                          tensor(3 + layers + l) + int64_t(t) * a.out * a.k_in,
+                          tensor(3 + 2 * layers + l) + int64_t(t) * a.out, s > 0);
             }
         }
     });

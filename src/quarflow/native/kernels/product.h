@@ -87,12 +87,13 @@ struct Range {
 };
 
 // One linear layer: W (out, in) with D x D blocks of k_out x k_in, of which those above the
-// diagonal (or below it, reversed) are zero; B are the blocks on it.
+// diagonal (or below it, reversed) are zero; B are the D blocks on it. A dense one joins all, and
+// need not be of D x D blocks: through a convolution's taps other pixels are read besides.
 template <class T>
 struct Layer {
     const T *W, *B, *b;
     int64_t b_row;  // between the biases of two points; 0 where all have the same
-    int out, in, k_out, k_in;
+    int out, in, blocks, k_out, k_in;
     bool reverse, dense;
 
     // Inputs that outputs from r0 to r1 read.
@@ -149,18 +150,16 @@ struct Layer {
         }
     }
 
-    int blocks() const { return in / k_in; }
-
     // u = B t, block by block.
     void through_blocks(const T* t, T* u, int columns) const {
-        for (int i = 0; i < blocks(); i++)
+        for (int i = 0; i < blocks; i++)
             small_product<T>(k_out, {B + int64_t(i) * k_out * k_in, k_in, 1}, t + i * k_in * TILE,
                              TILE, k_in, u + i * k_out * TILE, TILE, columns);
     }
 
     // gt = B^T gu, block by block.
     void back_through_blocks(const T* gu, T* gt, int columns) const {
-        for (int i = 0; i < blocks(); i++)
+        for (int i = 0; i < blocks; i++)
             small_product<T>(k_in, {B + int64_t(i) * k_out * k_in, 1, k_in}, gu + i * k_out * TILE,
                              TILE, k_out, gt + i * k_in * TILE, TILE, columns);
     }
