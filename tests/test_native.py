@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quarflow import QuAR
 from quarflow.native import build
 from quarflow.native import chain as native
-from quarflow.nn import Branch, norms
+from quarflow.nn import Branch, ConvBranch, norms
 from quarflow.nn import chain as fused_chain
 from quarflow.nn.chain import Chain, residual_chain
 from quarflow.solvers import InversionError, solve
@@ -212,6 +212,32 @@ def test_steep_steps_are_bracketed():
     assert found is not None
     x, _ = QuARStep(bound).call_and_diagonal(found.x)
     assert (x - y).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("shape", "hidden"), [((1, 5, 4), 8), ((3, 4, 4), 10), ((6, 3, 9), 60)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_convolutions_and_their_gradients(activation, shape, hidden, workers, threads):
+    threads(workers)
+    kinds = [False, True, False], [True, True, False]  # reversed, with an activation first
+    branch = ConvBranch(shape, hidden, *kinds, activation=activation).double()
+    x = torch.randn(5, *shape[1:], shape[0]).double().requires_grad_()
+    given = torch.randn(2, *x.shape).double()
+
+    def compute():
+        found = []
+        for step in branch.bind():
+            F, d = step(x)
+            needed = [x, *branch.parameters()]
+            gradients = torch.autograd.grad([F, d], needed, list(given), retain_graph=True)
+            found += [F, d, *gradients]
+            with torch.no_grad():
+                found += step(x)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        expected = by_torch(patch, compute)
+    same(compute(), expected)
 
 
 def test_what_cannot_be_solved_is_left_to_the_solvers():

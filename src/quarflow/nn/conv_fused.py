@@ -188,8 +188,7 @@ def _backward(
     need_x: bool,
 ) -> tuple[Tensor | None, list[Any], list[Any], list[Any]]:
     """Gradients of x, W, B and b, chunk by chunk."""
-    L, phi, C = len(W), options.activation, x.shape[-1]
-    triangular = Triangular(C, options.reverse)
+    phi, C = options.activation, x.shape[-1]
     a, t0, c0 = jet(phi, x) if options.preactivation else (x, None, None)
     slopes = None if t0 is None else t0.reshape(-1, C)
     W, B, b = options.low(*W), options.low(*B), options.low(*b)
@@ -199,17 +198,40 @@ def _backward(
         gd.reshape(-1, C),
     )
     network = _network(options, W, B, b)
-    graph = torch.is_grad_enabled()
-    if not kept and not graph and options.dtype is None and native.usable(network, A, gy, gd):
-        from_taps, of_slopes, gW, gB, gb = native.backward(network, A, slopes, gy, gd)
-        gb.append(gF.sum((0, 1, 2)))
-        if not need_x:
-            return None, gW, gB, gb
-        gx = sum_taps(from_taps.view(*x.shape[:3], -1), opposite(options.taps))
-        if t0 is not None and c0 is not None and of_slopes is not None:
-            gx = gx * t0 + of_slopes.view_as(x) * c0
-        return gx, gW, gB, gb
-    size = _chunk(W[0].shape[0], x.device)
+    by_hand = kept or torch.is_grad_enabled() or options.dtype is not None
+    if by_hand or not native.usable(network, A, gy, gd):
+        found = _in_chunks(options, A, slopes, W, B, b, kept, gy, gd, x.dtype, need_x)
+    else:
+        found = native.backward(network, A, slopes, gy, gd)
+    of_A, of_t0, gW, gB, gb = found
+    gb = [*gb, gF.sum((0, 1, 2))]
+    if not need_x:
+        return None, gW, gB, gb
+
+    gx = sum_taps(of_A.view(*x.shape[:3], A.shape[1]), opposite(options.taps))
+    if t0 is not None and c0 is not None and of_t0 is not None:
+        gx = gx * t0 + of_t0.view_as(x) * c0
+
+    return gx, gW, gB, gb
+
+
+def _in_chunks(
+    options: Pass,
+    A: Tensor,
+    slopes: Tensor | None,
+    W: Layers,
+    B: Layers,
+    b: Layers,
+    kept: list[Tensor],
+    gy: Tensor,
+    gd: Tensor,
+    dtype: torch.dtype,
+    need_x: bool,
+) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of A, of the slopes, of W, B and of all b but the last, some pixels at a time."""
+    L, phi, C = len(W), options.activation, gd.shape[1]
+    triangular = Triangular(C, options.reverse)
+    size = _chunk(W[0].shape[0], A.device)
     sums: dict[tuple[str, int], list[Tensor]] = {}
     of_A, of_t0 = [], []
     for i, at in enumerate(range(0, max(1, len(A)), size)):
@@ -249,23 +271,19 @@ def _backward(
         entering = gu if t is None else gu * t.unsqueeze(-1)
         _add(sums, ("B", 0), [entering.sum(0).unsqueeze(-1)])
         if need_x:
-            of_A.append((gz @ W[0]).to(x.dtype))
+            of_A.append((gz @ W[0]).to(dtype))
             if t is not None:
-                of_t0.append((gu * B[0].squeeze(-1)).sum(-1, dtype=x.dtype))
+                of_t0.append((gu * B[0].squeeze(-1)).sum(-1, dtype=dtype))
 
-    gW_all: list[Any] = [sums["W", 0][0]]
-    gW_all += [triangular.assemble(sums["W", i], W[i].shape[1]) for i in range(1, L - 1)]
-    gW_all += [sums["W", L - 1][0]]
-    gB_all: list[Any] = [sums["B", i][0] for i in range(L)]
-    gb_all: list[Any] = [sums["b", i][0] for i in range(L - 1)] + [gF.sum((0, 1, 2))]
-    if not need_x:
-        return None, gW_all, gB_all, gb_all
+    middle = (triangular.assemble(sums["W", i], W[i].shape[1]) for i in range(1, L - 1))
 
-    gx = sum_taps(torch.cat(of_A).view(*x.shape[:3], A.shape[1]), opposite(options.taps))
-    if t0 is not None and c0 is not None:
-        gx = gx * t0 + torch.cat(of_t0).view_as(x) * c0
-
-    return gx, gW_all, gB_all, gb_all
+    return (
+        torch.cat(of_A) if need_x else A,
+        torch.cat(of_t0) if of_t0 else None,
+        [sums["W", 0][0], *middle, sums["W", L - 1][0]],
+        [sums["B", i][0] for i in range(L)],
+        [sums["b", i][0] for i in range(L - 1)],
+    )
 
 
 def _add(
