@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from quarflow.native.build import library, status
+
 __all__ = ["cores", "machine", "memory_gibibytes"]
 
 
@@ -27,10 +29,10 @@ def cores() -> int:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Processor, cores, memory, system, Python and how busy it is, as JSON knows them.
+    """Processor, cores, memory, system, Python, kernels and how busy it is, as JSON knows them.
 
     >>> sorted(machine("cpu"))
-    ['cores', 'device', 'load', 'memory_gib', 'processor', 'python', 'system']
+    ['cores', 'device', 'kernels', 'load', 'memory_gib', 'processor', 'python', 'system']
     """
     told: dict[str, Any] = {
         "processor": _processor(),
@@ -41,6 +43,7 @@ def machine(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "device": device,
+        "kernels": "in use" if library() is not None else status(),
         # Of the last minute: what else was running when the measuring began.
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }

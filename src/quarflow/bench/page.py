@@ -21,10 +21,12 @@ def machine_sentence(results: Results) -> str:
 
     load = "" if here.get("load") is None else f"load {here['load']:g} before it began, "
 
+    kernels = f"kernels {here['kernels']}, " if "kernels" in here else ""
+
     return (
         f"{here['processor']}{device}, {here['cores']} cores, {here['memory_gib']:g} GiB, "
         f"{here['system']}, Python {here['python']}; {versions}; "
-        f"{threads} thread{'s' if threads > 1 else ''} in each process, medians of "
+        f"{threads} thread{'s' if threads > 1 else ''} in each process, {kernels}medians of "
         f"{settings['rounds']} rounds, {load}{results['seconds'] / 60:.0f} minutes in all. "
         f"Command: `{results['command']}`."
     )
