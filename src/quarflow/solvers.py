@@ -56,7 +56,8 @@ class Solution:
     Attributes:
         x: The root, shape (N, D).
         slope: df_i/dx_i there, shape (N, D).
-        iterations: Sweeps (evaluations of f) that each sample took, shape (N).
+        iterations: Sweeps (evaluations of f) that each sample took, shape (N); by substitution,
+            evaluations of the variable that took most, and one of all for the residual.
         residual: Largest abs(f(x) - y) / (1 + abs(y)) of each sample, shape (N).
     """
 

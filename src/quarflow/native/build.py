@@ -73,8 +73,8 @@ def _build() -> _Build:
         keep_freed_memory()
         path = _compiled(compiler)
         kernels = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", "") or str(error)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # no home: RuntimeError
+        detail = str(getattr(error, "stderr", None) or error)
         log.warning("The kernels could not be compiled; torch is used instead. %s", detail)
         return _Build(None, f"not used: {detail.strip().splitlines()[-1][:200]}")
 
