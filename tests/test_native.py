@@ -305,6 +305,14 @@ def test_forward_mode_is_not_lost():
     torch.testing.assert_close(out.tangent, (g * v).sum(-1))
 
 
+def test_views_that_only_say_they_are_negative():
+    flow = QuAR(3, transforms=2, hidden_features=(9,))
+    x = torch.complex(torch.zeros(4, 3), torch.randn(4, 3)).conj().imag
+    assert x.is_neg()
+    with torch.no_grad():
+        torch.testing.assert_close(flow().log_prob(x), flow().log_prob(x.resolve_neg().clone()))
+
+
 def test_no_memory_for_what_is_computed_anew():
     held = 0
 

@@ -31,6 +31,8 @@ def readable(tensors: Sequence[Tensor]) -> bool:
     for tensor in tensors:
         if type(tensor) not in PLAIN or tensor.dtype != dtype or tensor.device.type != "cpu":
             return False
+        if tensor.is_neg():  # a view whose memory holds -x
+            return False
         try:
             # Those of torch.func have no memory of their own; duals carry a tangent.
             if not tensor.data_ptr() or forward_mode.unpack_dual(tensor).tangent is not None:
