@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from quarflow.native import chain as native
 from quarflow.nn import Branch, ConvBranch, norms
 from quarflow.nn import chain as fused_chain
 from quarflow.nn.chain import Chain, residual_chain
+from quarflow.nn.linear import BlockTriangularLinear
+from quarflow.nn.packing import assemble
 from quarflow.solvers import InversionError, solve
 from quarflow.transforms import QuARStep
 from quarflow.transforms.substitution import substitute
@@ -251,6 +254,28 @@ def test_what_cannot_be_solved_is_left_to_the_solvers():
     with pytest.raises(InversionError):
         QuARStep(branch).solve(y, tolerance=0.0)
     assert solve(lambda x, rows: (x, torch.ones_like(x)), y).residual.max() == 0
+
+
+@given(
+    features=st.integers(1, 9),
+    units=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    reverse=st.lists(st.booleans(), min_size=1, max_size=3),
+)
+def test_weights_are_put_where_they_belong(features, units, reverse):
+    layer = BlockTriangularLinear(features, *units, reverse).double()
+    g = torch.randn(len(reverse), features * units[1], features * units[0]).double()
+    parameters = [layer.off_diagonal, layer.diagonal]
+
+    def compute():
+        weight = layer.weight()
+        return [weight, *torch.autograd.grad(weight, parameters, g)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        expected = by_torch(patch, compute)
+    same(compute(), expected, rtol=0, atol=0)
+    if features < 4:
+        f = partial(assemble, packing=layer.packing)
+        assert torch.autograd.gradgradcheck(lambda a, b: f(a, b).pow(2), parameters)
 
 
 @pytest.mark.parametrize("units", [(1, 4, 4, 1), (1, 16, 16, 1), (1, 5, 3, 7, 1), (1, 1, 1)])

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from quarflow.nn.packing import Packing, assemble
+
 __all__ = ["BlockTriangularLinear", "diagonal_product", "triangular_index"]
 
 
@@ -97,6 +99,7 @@ class BlockTriangularLinear(nn.Module):
         super().__init__()
 
         self.features, self.units_in, self.units_out = features, units_in, units_out
+        self.reverse = tuple(reverse)
         steps = len(reverse)
         blocks = features * (features - 1) // 2
 
@@ -129,13 +132,14 @@ class BlockTriangularLinear(nn.Module):
         if self.context is not None:
             self.context.normal_(std=self.context.shape[-1] ** -0.5)
 
+    @property
+    def packing(self) -> Packing:
+        """Where the weights stand in the dense matrices."""
+        return Packing(self.index, self.features, self.units_in, self.units_out, self.reverse)
+
     def weight(self) -> Tensor:
         """Effective weights as dense matrices, shape (T, D * k_out, D * k_in)."""
-        rows, columns = self.features * self.units_out, self.features * self.units_in
-        values = torch.cat((self.off_diagonal, self.diagonal.flatten(1)), dim=1)
-        dense = values.new_zeros(len(values), rows * columns).scatter(1, self.index, values)
-
-        return dense.unflatten(1, (rows, columns))
+        return assemble(self.off_diagonal, self.diagonal, self.packing)
 
     def extra_repr(self) -> str:
         """Shapes, for printing."""
