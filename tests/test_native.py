@@ -390,6 +390,15 @@ def test_a_cache_that_others_may_write_to_is_refused(tmp_path):
     assert not list((tmp_path / "native").iterdir())
 
 
+def test_without_a_home_kernels_lie_in_the_folder_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("QUARFLOW_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no-such-folder")
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = build._cache_folder()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o077 == 0
+
+
 def test_compiled_once(tmp_path, monkeypatch):
     """A second process finds what the first one made; a change of the sources is noticed."""
     monkeypatch.setenv("QUARFLOW_CACHE", str(tmp_path))

@@ -54,8 +54,9 @@ def _build() -> _Build:
     """Compile, unless that was done, and load.
 
     The compiled library lies in ``native/`` of the cache folder (``QUARFLOW_CACHE``, else
-    ``XDG_CACHE_HOME/quarflow``, else ``~/.cache/quarflow``), under a name that tells sources,
-    flags, compiler and processor apart. ``QUARFLOW_NATIVE=0`` turns the kernels off.
+    ``XDG_CACHE_HOME/quarflow``, else ``~/.cache/quarflow``, else one in the folder for temporary
+    files), under a name that tells sources, flags, compiler and processor apart.
+    ``QUARFLOW_NATIVE=0`` turns the kernels off.
     """
     if os.environ.get("QUARFLOW_NATIVE", "1").strip().lower() in OFF:
         return _Build(None, "not used: QUARFLOW_NATIVE turns them off")
@@ -63,7 +64,7 @@ def _build() -> _Build:
         return _Build(None, f"not used: not tried on {sys.platform} yet")
     compiler = _compiler()
     if compiler is None:
-        return _Build(None, "not used: no C++ compiler (c++, g++ or clang++; or set CXX)")
+        return _Build(None, "not used: no C++ compiler (g++ or c++; or set CXX)")
     try:
         # torch's threads are those of an OpenMP library that it has loaded for everybody: by
         # not linking another one the kernels share them, instead of fighting with them.
@@ -82,7 +83,8 @@ def _build() -> _Build:
 
 
 def _compiler() -> str | None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    # GCC: torch brings its OpenMP, of which clang knows nothing.
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
     found = (shutil.which(name) for name in names)
 
     return next((path for path in found if path), None)
@@ -113,12 +115,19 @@ def _compiled(compiler: str) -> Path:
 
 
 def _cache_folder() -> Path:
-    """A folder that nobody else may write to."""
-    base = os.environ.get("QUARFLOW_CACHE")
-    if base is None:
+    """Where compiled kernels are kept: as asked for, else in the user's cache, else in /tmp."""
+    asked = os.environ.get("QUARFLOW_CACHE")
+    if asked:
+        return _private(Path(asked) / "native")
+    try:
         caches = os.environ.get("XDG_CACHE_HOME")
-        base = str((Path(caches) if caches else Path.home() / ".cache") / "quarflow")
-    folder = Path(base) / "native"
+        return _private((Path(caches) if caches else Path.home() / ".cache") / "quarflow/native")
+    except (OSError, RuntimeError):  # no home, or one that cannot be written to
+        return _private(Path(tempfile.gettempdir()) / f"quarflow-native-{os.getuid()}")
+
+
+def _private(folder: Path) -> Path:
+    """The folder, made if need be, if nobody else may write to it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
@@ -126,6 +135,8 @@ def _cache_folder() -> Path:
             f"{folder} must belong to you and be writable by nobody else, since what lies there "
             f"is executed"
         )
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written to")
 
     return folder
 
