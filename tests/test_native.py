@@ -203,6 +203,31 @@ def test_substitution_with_a_context_of_its_own_for_each_row():
         torch.testing.assert_close(flow(c).transform.inv(z), x, rtol=0, atol=1e-9)
 
 
+def test_rows_that_substitution_leaves_go_on_with_a_solver(monkeypatch):
+    """Only these, from where they are, with their own context."""
+    flow = QuAR(3, 2, transforms=1, hidden_features=(12,)).double()
+    c, x = torch.randn(30, 2).double(), torch.randn(30, 3).double()
+    step = next(t for t in flow.transforms(c) if isinstance(t, QuARStep))
+    some = torch.tensor([3, 4, 29])
+    with torch.no_grad():
+        y = step(x)
+        good = step.solve(y)
+
+        def spoiled(*arguments):
+            found = substitute(*arguments)
+            found.x[some] += 0.1
+            found.residual[some] = torch.tensor([0.1, float("nan"), 0.1]).double()
+            return found
+
+        monkeypatch.setattr("quarflow.transforms.quar.substitute", spoiled)
+        found = step.solve(y)
+    torch.testing.assert_close(found.x, good.x, rtol=0, atol=1e-11)
+    assert found.residual.max() <= 2e-13
+    others = [i for i in range(30) if i not in some]
+    assert (found.iterations[some] > good.iterations[some]).all()
+    assert torch.equal(found.iterations[others], good.iterations[others])
+
+
 def test_steep_steps_are_bracketed():
     """Slopes from almost 0 to almost 2, and a start far away."""
     branch = Branch(2, (64, 64), [False], sigma=0.999).double()
@@ -246,11 +271,10 @@ def test_convolutions_and_their_gradients(activation, shape, hidden, workers, th
 def test_what_cannot_be_solved_is_left_to_the_solvers():
     branch = Branch(2, (8,), [False]).bind()[0]
     y = torch.tensor([[0.0, float("nan")]])
-    assert substitute(branch, y) is None
+    assert substitute(branch, y).residual.isnan().all()
     with pytest.raises(ValueError, match="NaN"):
         QuARStep(branch).solve(y)
     y = torch.randn(20, 2)
-    assert substitute(branch, y, tolerance=0.0) is None
     with pytest.raises(InversionError):
         QuARStep(branch).solve(y, tolerance=0.0)
     assert solve(lambda x, rows: (x, torch.ones_like(x)), y).residual.max() == 0

@@ -66,6 +66,15 @@ class Solution:
     iterations: Tensor
     residual: Tensor
 
+    def replaced(self, rows: Tensor, other: Solution) -> Solution:
+        """The same with what another method found for some rows; its sweeps come on top."""
+        return Solution(
+            self.x.index_copy(0, rows, other.x),
+            self.slope.index_copy(0, rows, other.slope),
+            self.iterations.index_add(0, rows, other.iterations),
+            self.residual.index_copy(0, rows, other.residual),
+        )
+
 
 def default_tolerance(dtype: torch.dtype) -> float:
     """Residual, relative to 1 + abs(y), that is asked for: 1e-6 in float32, 2e-13 in float64.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quarflow.nn.branch import BoundBranch
-from quarflow.solvers import Solution, solve
+from quarflow.solvers import Solution, default_tolerance, solve
 from quarflow.transforms.base import Transform
 from quarflow.transforms.implicit import implicit_root
 from quarflow.transforms.substitution import substitute
@@ -105,19 +105,22 @@ class QuARStep(Transform):
         y = z.detach().expand(shape).reshape(-1, shape[-1])
         branch = self.branch.flat(shape[:-1])
 
-        def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            value, d = (branch if len(rows) == len(y) else branch.rows(rows))(x)
-            return x + value, 1 + d
-
         if start is not None:
             start = start.detach().expand(shape).reshape_as(y)
         options = {**self.solver, **options}
+        found, tolerance = None, options.get("tolerance")
+        tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
         if not options.keys() & {"method", "max_iterations"}:
-            found = substitute(branch, y, start, options.get("tolerance"))
-            if found is not None:
-                return found
+            found = substitute(branch, y, start, tolerance)
+        if found is None:
+            return _by_sweeps(branch, y, start, options)
 
-        return solve(f, y, reverse=self.branch.reverse, start=start, **options)
+        left = (~(found.residual <= tolerance)).nonzero().squeeze(-1)
+        if not len(left):
+            return found
+        rest = _by_sweeps(branch.rows(left), y[left], found.x[left], options)
+
+        return found.replaced(left, rest)
 
     def _call_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, d = self.call_and_diagonal(x)
@@ -131,3 +134,15 @@ class QuARStep(Transform):
         order = "reversed" if self.branch.reverse else "natural"
 
         return f"QuARStep(features={len(self.branch.bound)}, order={order})"
+
+
+def _by_sweeps(
+    branch: BoundBranch, y: Tensor, start: Tensor | None, options: dict[str, Any]
+) -> Solution:
+    """By a method of the solvers, which evaluate the whole branch for the rows that are left."""
+
+    def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        value, d = (branch if len(rows) == len(y) else branch.rows(rows))(x)
+        return x + value, 1 + d
+
+    return solve(f, y, reverse=branch.reverse, start=start, **options)

@@ -34,8 +34,8 @@ def substitute(
             :func:`quarflow.solvers.default_tolerance`.
 
     Returns:
-        The solution; None where there are no kernels for it, or some row did not reach the
-        tolerance: then a slower method may.
+        What was found, with its residuals, some of which may be above the tolerance or NaN; None
+        where there are no kernels for it.
 
     Example:
         >>> from quarflow.nn import Branch
@@ -54,7 +54,5 @@ def substitute(
     if not native.usable(shape, y, (*tensors, start)):
         return None
     found = native.solve(shape, y, start, tensors, AIM * tolerance, EVALUATIONS)
-    if not (found.residual <= tolerance).all():
-        return None
 
     return Solution(found.x, found.slope, found.evaluations, found.residual)
