@@ -429,9 +429,14 @@ def test_compiled_once(tmp_path, monkeypatch):
     compiler = build._compiler()
     key = build._key(compiler)
     ran = []
-    monkeypatch.setattr(
-        build, "_run", lambda *command: ran.append(command) or Path(command[-1]).touch() or "g++"
-    )
+
+    def run(*command):
+        ran.append(command)
+        if "-o" in command:
+            Path(command[-1]).touch()
+        return "g++"
+
+    monkeypatch.setattr(build, "_run", run)
     first = build._compiled(compiler)
     compilations = len(ran)
     assert first.exists()

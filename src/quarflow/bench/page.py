@@ -20,7 +20,6 @@ def machine_sentence(results: Results) -> str:
     threads = settings["threads"]
 
     load = "" if here.get("load") is None else f"load {here['load']:g} before it began, "
-
     kernels = f"kernels {here['kernels']}, " if "kernels" in here else ""
 
     return (

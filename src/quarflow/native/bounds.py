@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quarflow.native.calls import call, pointers, readable
+from quarflow.native.calls import MAX_LAYERS, call, pointers, readable
 
 __all__ = ["gradients", "product", "usable"]
 
 MAX_UNITS = 32  # wider blocks are better off with large matrix products
-MAX_LAYERS = 16
 
 
 def usable(blocks: Sequence[Tensor]) -> bool:
@@ -20,7 +19,6 @@ def usable(blocks: Sequence[Tensor]) -> bool:
     return (
         1 < len(blocks) <= MAX_LAYERS
         and all(max(b.shape[-2:]) <= MAX_UNITS for b in blocks)
-        and bool(blocks[0].numel())
         and readable(blocks)
     )
 

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from quarflow.native.build import library
 
-__all__ = ["call", "pointers", "readable"]
+__all__ = ["ACTIVATIONS", "MAX_LAYERS", "call", "pointers", "readable"]
 
+ACTIVATIONS = {"elu": 0, "sin": 1, "lipswish": 2, "tanh": 3}
+MAX_LAYERS = 16
 KINDS = {torch.float32: "f32", torch.float64: "f64"}
 PLAIN = (Tensor, nn.Parameter)
 
 
 def readable(tensors: Sequence[Tensor]) -> bool:
-    """Whether there are kernels for these: plain tensors in memory, which nobody traces.
+    """Whether there are kernels for these: plain tensors in memory, not empty, and not traced.
 
     Example:
         >>> readable([torch.ones(2, device="meta")])
@@ -34,7 +36,7 @@ def readable(tensors: Sequence[Tensor]) -> bool:
         if tensor.is_neg():  # a view whose memory holds -x
             return False
         try:
-            # Those of torch.func have no memory of their own; duals carry a tangent.
+            # Empty tensors and those of torch.func have no address; duals carry a tangent.
             if not tensor.data_ptr() or forward_mode.unpack_dual(tensor).tangent is not None:
                 return False
         except RuntimeError:

@@ -15,12 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quarflow.native.calls import call, pointers, readable
+from quarflow.native.calls import ACTIVATIONS, MAX_LAYERS, call, pointers, readable
 
 __all__ = ["Root", "Shape", "backward", "branch", "forward", "solve", "usable"]
-
-ACTIVATIONS = {"elu": 0, "sin": 1, "lipswish": 2, "tanh": 3}
-MAX_LAYERS = 16
 
 
 class Shape(NamedTuple):
@@ -50,8 +47,7 @@ class Shape(NamedTuple):
 def usable(shape: Shape, x: Tensor, tensors: Sequence[Tensor]) -> bool:
     """Whether the kernels can compute this."""
     return (
-        bool(x.numel())
-        and shape.activation in ACTIVATIONS
+        shape.activation in ACTIVATIONS
         and len(shape.units) <= MAX_LAYERS
         and readable((x, *tensors))
     )

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quarflow.native.calls import call, pointers, readable
-from quarflow.native.chain import ACTIVATIONS, MAX_LAYERS
+from quarflow.native.calls import ACTIVATIONS, MAX_LAYERS, call, pointers, readable
 
 __all__ = ["Network", "backward", "forward", "usable"]
 
@@ -50,8 +49,7 @@ class Network(NamedTuple):
 def usable(network: Network, *tensors: Tensor) -> bool:
     """Whether the kernels can compute this."""
     return (
-        all(t.numel() for t in tensors)
-        and network.activation in ACTIVATIONS
+        network.activation in ACTIVATIONS
         and 1 < len(network.weights) <= MAX_LAYERS
         and readable((*tensors, *(t for part in network[:3] for t in part)))
     )

@@ -171,7 +171,7 @@ def shape_of(
 
 def single_step(layers: Layers) -> list[Tensor]:
     """The layers as a chain of one step, whose affine maps do not matter, for the kernels."""
-    own = torch.empty(1, len(layers.blocks[0])).to(layers.weights[0])
+    own = layers.weights[0].new_empty(1, len(layers.blocks[0]))
 
     return [own, own, *(t.unsqueeze(0) for part in layers[:3] for t in part)]
 

@@ -62,18 +62,13 @@ def assemble(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor
     return dense
 
 
-def _readable(*tensors: Tensor) -> bool:
-    # One dimension has no off-diagonal weights, and what is empty has no address.
-    return all(t.numel() for t in tensors) and readable(tensors)
-
-
 # Each is linear, and the other is its gradient: so they can be differentiated any number of times.
 class _Assemble(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor:
-        if _readable(off_diagonal, diagonal):
+        if readable((off_diagonal, diagonal)):
             off, on = off_diagonal.contiguous(), diagonal.contiguous()
             dense = off.new_empty(packing.shape)
             call("assemble", dense.dtype, packing.numbers, off, on, dense)
@@ -101,7 +96,7 @@ class _Collect(torch.autograd.Function):
         (T, _, _), D = packing.shape, packing.features
         k_out, k_in = packing.units_out, packing.units_in
         blocks = D * (D - 1) // 2
-        if blocks and _readable(dense):
+        if readable((dense,)):
             whole = dense.contiguous()
             off = whole.new_empty(T, blocks * k_out * k_in)
             on = whole.new_empty(T, D, k_out, k_in)

@@ -45,10 +45,8 @@ def substitute(
         True
     """
     layers = Layers(branch.weights, branch.blocks, branch.biases, branch.reverse)
-    shape, tensors = (
-        shape_of(layers.blocks, branch.activation, (branch.reverse,)),
-        single_step(layers),
-    )
+    shape = shape_of(layers.blocks, branch.activation, (branch.reverse,))
+    tensors = single_step(layers)
     tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
     start = y if start is None else start
     if not native.usable(shape, y, (*tensors, start)):

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int MAX_LAYERS = 16, SQUARINGS = 6;
+constexpr int SQUARINGS = 6;
 
 template <class T>
 Vec<T> root(Vec<T> x) {

@@ -10,8 +10,6 @@
 #include "memory.h"
 #include "product.h"
 
-constexpr int MAX_LAYERS = 16;
-
 template <class T>
 struct Branch {
     int features, layers, activation;

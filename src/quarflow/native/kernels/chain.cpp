@@ -20,8 +20,9 @@ struct Chain {
     const T *scale, *shift;  // (steps + 1, features)
     std::vector<Branch<T>> branch;
 
-    // numbers: points, features, steps, layers, activation, threads, biases per point, dense
-    // ends, then units per feature of each layer (layers + 1), then whether reversed (steps).
+    // numbers: points, features, steps, layers, activation, threads, whether each
+    // point has biases of its own, units per feature of each layer (layers + 1), whether reversed
+    // (steps).
     // tensors: scale, shift, W, B, b of each layer.
     Chain(const int64_t* numbers, void* const* tensors)
         : points(numbers[0]),

@@ -10,6 +10,8 @@
 #include <omp.h>
 #endif
 
+constexpr int MAX_LAYERS = 16;  // of a network: what arrays here have room for
+
 // Hands out pieces of one block; without a block it only counts.
 class Space {
    public:
