@@ -98,6 +98,16 @@ void affine(const T* x, const T* scale, const T* shift, T* y, int units, int col
             store(y + i * TILE + n, load(x + i * TILE + n) * scale[i] + shift[i]);
 }
 
+// y += x
+template <class T>
+void add_tile(const T* x, T* y, int units, int columns) {
+    for (int i = 0; i < units; i++)
+        for (int n = 0; n < columns; n += LANES<T>) {
+            int64_t at = int64_t(i) * TILE + n;
+            store(y + at, load(y + at) + load(x + at));
+        }
+}
+
 // total[n] += sum of log(1 + d) over the units. Few logarithms of products of many; a factor
 // below 0 makes NaN, however many there are.
 template <class T>
@@ -131,11 +141,7 @@ void forward_tile(const Chain<T>& chain, const Tile<T>& tile, const T* x, std::v
         Step<T>& step = steps[t];
         forward(chain.branch[t], step.x, static_cast<const T*>(nullptr), step.tape, keep, step.y,
                 step.d, tile.first, tile.points, tile.columns);
-        for (int i = 0; i < D; i++)
-            for (int n = 0; n < tile.columns; n += LANES<T>) {
-                T* y = step.y + i * TILE + n;
-                store(y, load(y) + load(step.x + i * TILE + n));
-            }
+        add_tile(step.x, step.y, D, tile.columns);
         add_log(step.d, total, D, tile.columns);
         T* next = t + 1 < chain.steps ? steps[t + 1].x : z;
         affine(step.y, chain.scales(t + 1), chain.shifts(t + 1), next, D, tile.columns);
@@ -222,9 +228,7 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
     std::vector<Sums<T>> all(chain.threads);
     T* gx = static_cast<T*>(gradients[0]);
     auto tensor = [&](int i) { return static_cast<T*>(gradients[i]); };
-    static thread_local std::vector<Block> mine;  // of this thread, for those that it starts
-    std::vector<Block>& blocks = mine;
-    if (int(blocks.size()) < chain.threads) blocks.resize(chain.threads);
+    std::vector<Block>& blocks = blocks_for(chain.threads);
     bool fine = in_parallel(chain.threads, [&](int thread) {
         static thread_local Block block;
         Sums<T>& sums = all[thread];
@@ -264,11 +268,7 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
                 backward(chain.branch[t], step.x, static_cast<const T*>(nullptr), step.tape, g, gd,
                          &sums.layers[t * layers], scratch, own, static_cast<T*>(nullptr),
                          tile.first, tile.points, tile.columns);
-                for (int j = 0; j < D; j++)
-                    for (int n = 0; n < tile.columns; n += LANES<T>) {
-                        T* at = g + j * TILE + n;
-                        store(at, load(at) + load(own + j * TILE + n));
-                    }
+                add_tile(own, g, D, tile.columns);
             }
             points_to_tile(x + tile.first * D, D, z, tile.points, tile.columns, D);
             backward_affine(chain, 0, z, g, sums, tile.columns);

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -74,6 +75,13 @@ void in_block(Block& block, LayOut lay_out, bool zeroed = false) {
     if (zeroed) std::memset(memory, 0, counted.used());
     Space space(memory);
     lay_out(space);
+}
+
+// A block for each thread that the present one starts.
+inline std::vector<Block>& blocks_for(int threads) {
+    static thread_local std::vector<Block> blocks;
+    if (int(blocks.size()) < threads) blocks.resize(threads);
+    return blocks;
 }
 
 // work(0) ... work(threads - 1), at the same time; false if memory ran out.

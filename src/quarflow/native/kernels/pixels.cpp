@@ -100,9 +100,7 @@ bool backward_pixels(const Pixels<T>& p, const T* A, const T* slopes, const T* g
                      void* const* gradients) {
     int layers = p.branch.layers;
     auto tensor = [&](int i) { return static_cast<T*>(gradients[i]); };
-    static thread_local std::vector<Block> mine;  // of this thread, for those that it starts
-    std::vector<Block>& blocks = mine;
-    if (int(blocks.size()) < p.threads) blocks.resize(p.threads);
+    std::vector<Block>& blocks = blocks_for(p.threads);
     std::vector<std::vector<LayerGradients<T>>> all(p.threads);
     bool fine = in_parallel(p.threads, [&](int thread) {
         static thread_local Block block;
