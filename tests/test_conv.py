@@ -6,11 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as fn
 
-from quarflow.nn import CausalConv2d, ConvBranch, LipschitzConvNet, conv_fused, convolution_bound
-from quarflow.nn.conv import causal_taps, gather_taps, opposite, sum_taps
+from quarflow.nn import (
+    ConvBranch,
+    LipschitzConvNet,
+    TriangularLayer,
+    convolution_bound,
+    value_diagonal,
+)
 from quarflow.nn.conv_paper import dense_kernels
-from quarflow.nn.jets import jet
-from quarflow.nn.panels import Triangular
+from quarflow.nn.panels import FeatureMajor
+from quarflow.nn.taps import causal_taps, gather_taps, opposite, sum_taps
 from quarflow.transforms import ConvQuARStep
 from registry import ACTIVATIONS, conv_branch, shaken
 
@@ -71,7 +76,7 @@ def test_gathering_and_summing_are_transposes_and_make_convolutions(size):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_only_weights_that_exist_are_parameters(reverse):
     C, k_in, k_out = 3, 2, 4
-    layer = CausalConv2d(C, k_in, k_out, [reverse])
+    layer = TriangularLayer(C, k_in, k_out, [reverse], kernel_size=3)
     with torch.no_grad():
         for p in layer.parameters():
             p.fill_(1)
@@ -86,25 +91,27 @@ def test_only_weights_that_exist_are_parameters(reverse):
 
 @pytest.mark.parametrize("C", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_panels_are_the_whole_product(C, reverse):
+@pytest.mark.parametrize("parts", [1, 4])
+def test_panels_are_the_whole_product(C, reverse, parts):
     k_out, k_in = 3, 2
     mask = torch.kron(torch.ones(C, C).tril(), torch.ones(k_out, k_in)).double()
     mask = mask.flip(0, 1) if reverse else mask
     W = torch.randn(C * k_out, C * k_in).double() * mask
     h, g = torch.randn(5, C * k_in).double(), torch.randn(5, C * k_out).double()
-    b, t = torch.randn(C * k_out).double(), Triangular(C, reverse)
-
-    torch.testing.assert_close(t.linear(h, W, b), h @ W.mT + b)
-    torch.testing.assert_close(t.input_gradient(g, W), g @ W)
-    found = t.assemble(t.weight_gradient(g, h), C * k_in)
-    torch.testing.assert_close(found * mask, (g.mT @ h) * mask)
+    h, g, b = h.mT, g.mT, torch.randn(C * k_out, 1).double()
+    for joined in (False, True):
+        t = FeatureMajor(C, reverse, parts, joined)
+        with torch.no_grad():
+            torch.testing.assert_close(t.product(W, h, b), W @ h + b)
+            torch.testing.assert_close(t.transposed(W, g), W.mT @ g)
+            torch.testing.assert_close(t.gradient(g, h) * mask, (g @ h.mT) * mask)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_jets(name):
     phi = ACTIVATIONS[name]
     z = torch.linspace(-8, 8, 101, dtype=torch.float64, requires_grad=True)
-    value, slope, curvature = jet(phi, z)
+    value, slope, curvature = phi.jet(z)
     (expected_slope,) = torch.autograd.grad(phi(z)[0].sum(), z, create_graph=True)
     (expected,) = torch.autograd.grad(phi(z)[1].sum(), z)
 
@@ -212,7 +219,7 @@ def test_all_ways_of_the_pass_agree(shape, monkeypatch):
         made.recompute = way in ("recomputed", "chunks")
         made.implementation = "paper" if way == "paper" else "fused"
         if "chunks" in way:
-            monkeypatch.setattr(conv_fused, "_chunk", lambda hidden, device: 7)
+            monkeypatch.setattr(value_diagonal, "_chunk", lambda hidden, device: 7)
         total = sum((F.sin() + d.exp()).sum() for F, d in (b(x) for b in made.bind()))
         results.append((total, *torch.autograd.grad(total, [x, *made.parameters()])))
         monkeypatch.undo()

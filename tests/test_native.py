@@ -18,8 +18,8 @@ from quarflow.native import chain as native
 from quarflow.nn import Branch, ConvBranch, norms
 from quarflow.nn import chain as fused_chain
 from quarflow.nn.chain import Chain, residual_chain
-from quarflow.nn.linear import BlockTriangularLinear
 from quarflow.nn.packing import assemble
+from quarflow.nn.triangular import TriangularLayer
 from quarflow.solvers import InversionError, solve
 from quarflow.transforms import QuARStep
 from quarflow.transforms.substitution import substitute
@@ -286,7 +286,7 @@ def test_what_cannot_be_solved_is_left_to_the_solvers():
     reverse=st.lists(st.booleans(), min_size=1, max_size=3),
 )
 def test_weights_are_put_where_they_belong(features, units, reverse):
-    layer = BlockTriangularLinear(features, *units, reverse).double()
+    layer = TriangularLayer(features, *units, reverse).double()
     g = torch.randn(len(reverse), features * units[1], features * units[0]).double()
     parameters = [layer.off_diagonal, layer.diagonal]
 

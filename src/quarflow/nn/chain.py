@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from quarflow.native import chain as native
-from quarflow.nn import fused
+from quarflow.nn import recurrence
 from quarflow.nn.activations import Activation
-from quarflow.nn.fused import Layers, Tape
+from quarflow.nn.recurrence import Layers, Tape, flatten, unflatten
+from quarflow.nn.value_diagonal import any_gradient, shape_of
 
 __all__ = ["Chain", "residual_chain"]
 
@@ -54,7 +55,7 @@ class Chain(NamedTuple):
         """From what ``tensors`` gives."""
         scale, shift, *rest = tensors
         L = len(rest) // 3
-        weights, blocks, biases = (tuple(rest[i * L : (i + 1) * L]) for i in range(3))
+        weights, blocks, biases = tuple(rest[:L]), tuple(rest[L : 2 * L]), tuple(rest[2 * L :])
 
         return cls(scale, shift, weights, blocks, biases, *how)
 
@@ -75,12 +76,12 @@ class Chain(NamedTuple):
     @property
     def shape(self) -> native.Shape:
         """As the kernels know it."""
-        return fused.shape_of(self.blocks, self.activation, self.reverse)
+        return shape_of(self.blocks, self.activation, self.reverse)
 
     @property
     def width(self) -> int:
         """Of the widest layer."""
-        return max(w.shape[-2] for w in self.weights)
+        return max([w.shape[-2] for w in self.weights])
 
 
 def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
@@ -95,7 +96,7 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
     Returns:
         Shapes (N, D) and (N).
     """
-    if torch.is_grad_enabled() and fused.any_gradient(x, *chain.tensors):
+    if torch.is_grad_enabled() and any_gradient((x, *chain.tensors)):
         outputs = _Chain.apply((chain.activation, chain.reverse), x, *chain.tensors)
         return outputs[0], outputs[1]
 
@@ -135,14 +136,16 @@ class _Step(NamedTuple):
     d: Tensor
 
 
-def _forward(x: Tensor, chain: Chain, keep: bool) -> tuple[Tensor, Tensor, list[_Step]]:
-    """z (N, D), the sum of log-dets (N), and the steps if they are to be kept."""
+def _forward(
+    x: Tensor, chain: Chain, keep: bool, jets: bool = False
+) -> tuple[Tensor, Tensor, list[_Step]]:
+    """z (N, D), the sum of log-dets (N), and the steps if they are to be kept, with curvatures."""
     scale, shift = chain.scale.unsqueeze(-1).unbind(), chain.shift.unsqueeze(-1).unbind()
     y = torch.addcmul(shift[0], scale[0], x.mT.contiguous())
     kept: list[_Step] = []
     slopes: list[Tensor] = []
     for t, layers in enumerate(chain.steps()):
-        tape = fused.forward(chain.activation, y, layers)
+        tape = recurrence.forward(chain.activation, y, layers, jets=jets)
         step = _Step(tape, y + tape.z[-1], tape.u[-1])
         y = torch.addcmul(shift[t + 1], scale[t + 1], step.y)
         slopes.append(step.d)
@@ -166,7 +169,9 @@ def _backward(
         step = steps[t]
         g_scale[t + 1], g_shift[t + 1] = (g * step.y).sum(1), g.sum(1)
         g = scale[t + 1] * g
-        found, gz1 = fused.backward(chain.activation, step.tape, layers[t], g, gl / (1 + step.d))
+        found, gz1, _ = recurrence.backward(
+            chain.activation, step.tape, layers[t], g, gl / (1 + step.d)
+        )
         g = g + layers[t].triangle(0, g.shape[1]).transposed(layers[t].weights[0], gz1)
         for part, each in zip(parts, found, strict=True):
             for layer, tensor in enumerate(each):
@@ -192,11 +197,7 @@ class _Chain(torch.autograd.Function):
         return (
             z,
             ladj,
-            *(
-                t
-                for s in steps
-                for t in (s.tape.h[0], s.y, s.d, *fused.flatten(chain.activation, s.tape))
-            ),
+            *(t for s in steps for t in (s.tape.x, s.y, s.d, *flatten(chain.activation, s.tape))),
         )
 
     @staticmethod
@@ -216,7 +217,7 @@ class _Chain(torch.autograd.Function):
         gl = torch.zeros_like(x[:, 0]) if grads[1] is None else grads[1]
         if torch.is_grad_enabled():
             # Somebody wants second derivatives: what was kept are constants, so compute it anew.
-            found = _backward(chain, _forward(x, chain, True)[2], gz.mT, gl, x.mT)
+            found = _backward(chain, _forward(x, chain, True, jets=True)[2], gz.mT, gl, x.mT)
         elif kept:
             found = _backward(chain, _unflatten(kept, chain), gz.mT.contiguous(), gl, x.mT)
         elif native.usable(chain.shape, x, (*rest, gz, gl)):
@@ -228,7 +229,7 @@ class _Chain(torch.autograd.Function):
 
 
 def _is_kept(x: Tensor, chain: Chain) -> bool:
-    per_row = sum(3 * w.shape[-2] * len(w) for w in chain.weights)
+    per_row = sum([3 * w.shape[-2] * len(w) for w in chain.weights])
 
     return x.numel() // x.shape[-1] * per_row * x.element_size() <= KEEP_BYTES
 
@@ -239,7 +240,7 @@ def _unflatten(kept: Sequence[Tensor], chain: Chain) -> list[_Step]:
     steps = []
     for t, layer in enumerate(layers):
         x, y, d, *tensors = kept[t * each : (t + 1) * each]
-        steps.append(_Step(fused.unflatten(chain.activation, tensors, x, layer), y, d))
+        steps.append(_Step(unflatten(chain.activation, tensors, x, layer), y, d))
 
     return steps
 
@@ -251,7 +252,7 @@ def _in_pieces(x: Tensor, chain: Chain, gz: Tensor, gl: Tensor) -> list[Tensor]:
     context = chain.biases[0].dim() == 3
     for a, b in _pieces(x, chain):
         piece = chain.rows(a, b)
-        steps = _forward(x[a:b], piece, True)[2]
+        steps = _forward(x[a:b], piece, True, jets=True)[2]
         first, *found = _backward(piece, steps, gz[a:b].mT.contiguous(), gl[a:b], x[a:b].mT)
         gx.append(first)
         if context:

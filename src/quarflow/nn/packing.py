@@ -1,7 +1,7 @@
 r"""Dense block-triangular matrices from the weights that exist, and back.
 
-Off-diagonal weights stand row by row, diagonal blocks in (D, k_out, k_in); see
-:func:`quarflow.nn.linear.triangular_index`.
+Off-diagonal weights stand row by row of the matrix, or block by block; diagonal blocks in
+(D, k_out, k_in).
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ class Packing:
     """Where weights stand in T dense matrices.
 
     Attributes:
-        index: Flat positions of the off-diagonal weights, then of the diagonal blocks, (T, n).
         features, units_in, units_out: D, k_in and k_out.
         reverse: For each step, whether its matrix is upper triangular.
     """
 
-    index: Tensor
     features: int
     units_in: int
     units_out: int
@@ -48,18 +46,61 @@ class Packing:
 
         return [*sizes, threads, *self.reverse]
 
+    def index(self, device: torch.device) -> Tensor:
+        """Flat positions of the off-diagonal weights, row by row, then of the blocks, (T, n).
+
+        Example:
+            >>> Packing(2, 1, 1, (False,)).index(torch.device("cpu"))  # [[1, -], [0, 2]]
+            tensor([[2, 0, 3]])
+        """
+        ways = {r: self._positions(r, device) for r in set(self.reverse)}
+
+        return torch.stack([ways[r] for r in self.reverse])
+
+    def _positions(self, reverse: bool, device: torch.device) -> Tensor:
+        D, k_out, k_in = self.features, self.units_out, self.units_in
+        dimension = torch.arange(D, device=device).repeat_interleave(k_out, output_size=D * k_out)
+        counts = ((D - 1 - dimension) if reverse else dimension) * k_in  # in each row
+        total = D * (D - 1) // 2 * k_out * k_in
+        row = torch.arange(D * k_out, device=device).repeat_interleave(counts, output_size=total)
+        place = torch.arange(total, device=device) - (counts.cumsum(0) - counts)[row]
+        first = (dimension[row] + 1) * k_in if reverse else 0
+        i, a, b = (torch.arange(n, device=device) for n in (D, k_out, k_in))
+        rows = i[:, None] * k_out + a  # (D, k_out)
+        blocks = (rows * (D * k_in) + i[:, None] * k_in)[..., None] + b
+
+        return torch.cat((row * (D * k_in) + place + first, blocks.flatten()))
+
 
 def assemble(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor:
     """The dense matrices, shape (T, D k_out, D k_in).
 
     Arguments:
-        off_diagonal: Shape (T, D (D - 1) / 2 k_out k_in).
+        off_diagonal: Row by row, shape (T, D (D - 1) / 2 k_out k_in), or block by block,
+            (T, D (D - 1) / 2, k_out, k_in).
         diagonal: Shape (T, D, k_out, k_in).
         packing: Where they belong.
     """
+    if off_diagonal.dim() == 4:
+        return _from_blocks(off_diagonal, diagonal, packing)
     dense: Tensor = _Assemble.apply(off_diagonal, diagonal, packing)
 
     return dense
+
+
+def _from_blocks(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor:
+    (T, rows, columns), D, device = packing.shape, packing.features, diagonal.device
+    low, high = torch.tril_indices(D, D, -1, device=device)
+    step, own = torch.arange(T, device=device)[:, None], torch.arange(D, device=device)
+    rows_of, columns_of = (
+        torch.stack([b if r else a for r in packing.reverse])
+        for a, b in ((low, high), (high, low))
+    )
+    blocks = diagonal.new_zeros(T, D, D, packing.units_out, packing.units_in)
+    blocks = blocks.index_put((step, own.expand(T, D), own.expand(T, D)), diagonal)
+    blocks = blocks.index_put((step, rows_of, columns_of), off_diagonal)
+
+    return blocks.transpose(2, 3).reshape(T, rows, columns)
 
 
 # Each is linear, and the other is its gradient: so they can be differentiated any number of times.
@@ -75,9 +116,9 @@ class _Assemble(torch.autograd.Function):
             return dense
         values = torch.cat((off_diagonal, diagonal.flatten(1)), dim=1)
         T, rows, columns = packing.shape
-        flat = values.new_zeros(T, rows * columns).scatter(1, packing.index, values)
+        flat = values.new_zeros(T, rows * columns)
 
-        return flat.unflatten(1, (rows, columns))
+        return flat.scatter(1, packing.index(flat.device), values).unflatten(1, (rows, columns))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -102,7 +143,7 @@ class _Collect(torch.autograd.Function):
             on = whole.new_empty(T, D, k_out, k_in)
             call("collect", whole.dtype, packing.numbers, whole, off, on)
             return off, on
-        values = dense.flatten(1).gather(1, packing.index)
+        values = dense.flatten(1).gather(1, packing.index(dense.device))
         off, on = values.split((blocks * k_out * k_in, D * k_out * k_in), dim=1)
 
         return off.clone(), on.reshape(T, D, k_out, k_in)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quarflow.nn.conv_branch import BoundConvBranch
+from quarflow.nn.bound import BoundBranch
 from quarflow.solvers import Solution, solve
 from quarflow.transforms.image import ImageTransform
 from quarflow.transforms.implicit import implicit_root
@@ -52,7 +52,7 @@ class ConvQuARStep(ImageTransform):
         True
     """
 
-    def __init__(self, branch: BoundConvBranch, **solver: Any) -> None:
+    def __init__(self, branch: BoundBranch, **solver: Any) -> None:
         super().__init__()
         self.branch, self.solver = branch, solver
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from quarflow.nn.branch import BoundBranch
+from quarflow.nn.bound import BoundBranch
 from quarflow.solvers import Solution, default_tolerance, solve
 from quarflow.transforms.base import Transform
 from quarflow.transforms.implicit import implicit_root

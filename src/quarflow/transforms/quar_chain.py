@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from quarflow.nn.branch import BoundBranches
+from quarflow.nn.bound import BoundBranches
 from quarflow.nn.chain import Chain, residual_chain
 from quarflow.transforms.base import Transform
 from quarflow.transforms.compose import Composed

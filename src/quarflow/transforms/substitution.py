@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from quarflow.native import chain as native
-from quarflow.nn.branch import BoundBranch
-from quarflow.nn.fused import Layers, shape_of, single_step
+from quarflow.nn.bound import BoundBranch
+from quarflow.nn.recurrence import Layers
+from quarflow.nn.value_diagonal import shape_of, single_step
 from quarflow.solvers import AIM, Solution, default_tolerance
 
 __all__ = ["substitute"]
