@@ -16,7 +16,7 @@ from quarflow.nn import (
 from quarflow.nn.conv_paper import dense_kernels
 from quarflow.nn.panels import FeatureMajor
 from quarflow.nn.taps import causal_taps, gather_taps, opposite, sum_taps
-from quarflow.transforms import ConvQuARStep
+from quarflow.transforms import QuARStep
 from registry import ACTIVATIONS, conv_branch, shaken
 
 SHAPES = [(1, 4, 4), (2, 3, 3), (3, 4, 4), (5, 2, 3)]
@@ -231,10 +231,10 @@ def test_all_ways_of_the_pass_agree(shape, monkeypatch):
 def test_bfloat16_keeps_the_stream_and_the_log_det_in_float32(implementation):
     made = ConvBranch((3, 8, 8), 24, [False], [True], implementation=implementation)
     x = torch.randn(4, 3, 8, 8, requires_grad=True)
-    exact = ConvQuARStep(made.bind()[0]).call_and_ladj(x)
+    exact = QuARStep(made.bind()[0]).call_and_ladj(x)
     gradients = torch.autograd.grad(exact[0].mean() + exact[1].sum(), list(made.parameters()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        step = ConvQuARStep(made.bind()[0])
+        step = QuARStep(made.bind()[0])
         z, ladj = step.call_and_ladj(x)
         d = step.call_and_diagonal(x)[1]
     found = torch.autograd.grad(z.mean() + ladj.sum(), list(made.parameters()))
@@ -250,7 +250,7 @@ def test_bfloat16_keeps_the_stream_and_the_log_det_in_float32(implementation):
 
 
 def test_scores_do_not_depend_on_the_batch():
-    step = ConvQuARStep(shaken(ConvBranch((1, 8, 8), 40, [False], [True])).float().bind()[0])
+    step = QuARStep(shaken(ConvBranch((1, 8, 8), 40, [False], [True])).float().bind()[0])
     x = torch.randn(50, 1, 8, 8)
     at_once = step.call_and_ladj(x)[1]
     one_by_one = torch.stack([step.call_and_ladj(image)[1] for image in x])
@@ -259,7 +259,7 @@ def test_scores_do_not_depend_on_the_batch():
 
 
 def test_the_solver_stops_each_image_on_its_own():
-    step = ConvQuARStep(conv_branch((2, 4, 4), 8))
+    step = QuARStep(conv_branch((2, 4, 4), 8))
     x = torch.randn(6, 2, 4, 4).double() * torch.logspace(-2, 1.5, 6).view(-1, 1, 1, 1)
     z = step(x).detach()
     solution = step.solve(z)
@@ -270,7 +270,7 @@ def test_the_solver_stops_each_image_on_its_own():
     assert len(set(alone)) > 1
     assert (solution.residual <= 2e-13).all()
     for method in ("fixed_point", "gauss_seidel"):
-        other = ConvQuARStep(step.branch, method=method).solve(z)
+        other = QuARStep(step.branch, method=method).solve(z)
         torch.testing.assert_close(other.x, solution.x, rtol=0, atol=1e-10)
 
 
@@ -279,7 +279,7 @@ def test_gauss_seidel_knows_the_reversed_raster_order():
     branch = conv_branch((2, 2, 2), 6, reverse=True, norm="center")
     branch = replace(branch, weights=tuple(3 * w for w in branch.weights))  # harder off-diagonals
     branch = replace(branch, blocks=tuple(0.0 * b for b in branch.blocks))
-    step = ConvQuARStep(branch, method="gauss_seidel")
+    step = QuARStep(branch, method="gauss_seidel")
     x = torch.randn(3, 2, 2, 2, dtype=torch.float64)
 
     torch.testing.assert_close(step.inv(step(x)), x, rtol=1e-8, atol=1e-8)
@@ -345,7 +345,8 @@ def test_residual_networks_are_lipschitz(scale):
     with torch.no_grad():
         for p in made.parameters():
             p.mul_(scale)
-    network, bound = made.bind()[0]
+    branch = made.bind()[0]
+    network, bound = branch.network, branch.bound
     J = network.linearize(torch.randn(8, 32).double())[1]
     dense = J.dense()
     v = torch.randn(8, 32).double()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from quarflow.flows.actnorm import ActNorms
 from quarflow.flows.bases import base as make_base
 from quarflow.flows.checks import check_sizes
 from quarflow.flows.flow import Flow
-from quarflow.flows.linear import ActNorms
 from quarflow.nn import MADE
 from quarflow.transforms import AutoregressiveStep, Transform
 
@@ -107,13 +106,6 @@ class Autoregressive(Flow):
             chain += [step.inv if self.inverse else step, affines[t + 1]]
 
         return chain
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
-        """Set every affine map so that its output is standardised on x; only the first time."""
-        self._check_context(c)
-
-        return self.actnorms.initialize(self.transforms(c), x)
 
     def extra_repr(self) -> str:
         """Options, for printing."""

@@ -10,7 +10,9 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from quarflow.flows.actnorm import ActNorms, standardise
 from quarflow.flows.bases import SCALAR, Base
+from quarflow.flows.certificate import StepCertificate, certify
 from quarflow.transforms import Composed, Transform
 
 __all__ = ["Flow", "FlowDistribution"]
@@ -25,19 +27,37 @@ class FlowDistribution(Distribution):
         transform: f, from data to noise.
         base: Distribution of z.
         context_shape: Batch shape of the context bound in f.
+        event_shape: Of x; that of z by default.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.real, 1)
     has_rsample = True
 
-    def __init__(self, transform: Transform, base: Base, context_shape: Size = SCALAR) -> None:
-        super().__init__(context_shape, base.event_shape, validate_args=False)
+    def __init__(
+        self,
+        transform: Transform,
+        base: Base,
+        context_shape: Size = SCALAR,
+        event_shape: Size | None = None,
+    ) -> None:
+        super().__init__(context_shape, event_shape or base.event_shape, validate_args=False)
         self.transform, self.base = transform, base
+
+    def check(self, value: Tensor) -> None:
+        """Refuse values of the wrong shape.
+
+        Raises:
+            ValueError: if they are none that the distribution has a density at.
+        """
+        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
+            raise ValueError(
+                f"Values must have shape (*, {self.event_shape[0]}), not {tuple(value.shape)}."
+            )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Exact log-density, in nats, shape (*) for values of shape (*, D)."""
-        _check_features(value, self.event_shape[0])
+        self.check(value)
         z, ladj = self.transform.call_and_ladj(value)
 
         return self.base.log_prob(z) + ladj
@@ -124,8 +144,48 @@ class Flow(nn.Module, ABC):
         return Composed(self.transforms(c), exact=True, trusted=True)
 
     def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
-        """Data-dependent initialisation, done once; returns whether anything was done."""
-        return False
+        """Set every affine map so that its output is standardised on x; only the first time.
+
+        Arguments:
+            x: Data, shape (*, D).
+            c: Context, shape (*, C).
+
+        Returns:
+            Whether anything was done: not on a flow that has been initialised or loaded.
+
+        Raises:
+            ValueError: if x is not finite.
+        """
+        self._check_context(c)
+        norms = self._actnorms()
+
+        return bool(norms) and standardise(self.transform(c), norms, x, norms[0].initialized)
+
+    def certificate(
+        self, x: Tensor | None = None, c: Tensor | None = None
+    ) -> list[StepCertificate]:
+        """The certified bound on abs(d), or Lip(F), of every step, and the largest on given data.
+
+        Arguments:
+            x: Data, as ``log_prob`` takes it, or None.
+            c: Context, shape (*, C).
+
+        Returns:
+            One for each step x + F(x); none for flows without such steps.
+        """
+        if c is None and x is None and self.context:
+            c = next(self.parameters()).new_zeros(self.context)
+        self._check_context(c)
+
+        return certify(self.transform(c), self.largest_slope, x)
+
+    @property
+    def largest_slope(self) -> float:
+        """What the flow allows abs(d), or Lip(F), of a step to be at most."""
+        return float("inf")
+
+    def _actnorms(self) -> list[ActNorms]:
+        return [module for module in self.modules() if isinstance(module, ActNorms)]
 
     def _check_context(self, c: Tensor | None) -> None:
         if c is None and self.context:
@@ -139,8 +199,3 @@ class Flow(nn.Module, ABC):
             raise ValueError(
                 f"The context must have shape (*, {self.context}), not {tuple(c.shape)}."
             )
-
-
-def _check_features(x: Tensor, features: int) -> None:
-    if x.dim() == 0 or x.shape[-1] != features:
-        raise ValueError(f"Values must have shape (*, {features}), not {tuple(x.shape)}.")

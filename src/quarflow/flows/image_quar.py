@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quarflow.flows.images import ImageFlow
-from quarflow.flows.quar import ORDERS, StepCertificate
+from quarflow.flows.quar import ORDERS
 from quarflow.nn import ConvBranch
-from quarflow.transforms import ConvQuARStep, Transform
+from quarflow.transforms import QuARStep, Transform
 
 __all__ = ["ImageQuAR"]
 
@@ -121,33 +120,9 @@ class ImageQuAR(ImageFlow):
         branch = self.branches[scale]
         assert isinstance(branch, ConvBranch)
 
-        return [ConvQuARStep(bound) for bound in branch.bind()]
+        return [QuARStep(bound) for bound in branch.bind()]
 
-    @torch.no_grad()
-    def certificate(self, x: Tensor | None = None) -> list[StepCertificate]:
-        """The certified bound on abs(d) of every step, and the largest abs(d) on given images.
-
-        Arguments:
-            x: Images in [0, 1], shape (*, C, H, W), or None.
-
-        Example:
-            >>> flow = ImageQuAR((1, 4, 4), scales=1, blocks=2, hidden_channels=4)
-            >>> all(s.bound <= s.sigma for s in flow.certificate())
-            True
-        """
-        found: list[StepCertificate] = []
-
-        def measure(step: ConvQuARStep, x: Tensor | None) -> None:
-            d = None if x is None else step.call_and_diagonal(x)[1]
-            found.append(
-                StepCertificate(
-                    step=len(found),
-                    sigma=self.arguments["sigma"],
-                    bound=float(step.branch.bound.max()),
-                    measured=None if d is None else float(d.abs().max()),
-                )
-            )
-
-        self.visit(measure, x)
-
-        return found
+    @property
+    def largest_slope(self) -> float:
+        """sigma: what abs(d) is at most."""
+        return float(self.arguments["sigma"])

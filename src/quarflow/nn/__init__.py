@@ -3,8 +3,12 @@
 from quarflow.nn.activations import ACTIVATIONS, activation, elu, lipswish, sin, tanh
 from quarflow.nn.bound import BoundBranch, BoundBranches
 from quarflow.nn.branch import Branch, ConvBranch
-from quarflow.nn.conv_lipschitz import BoundConvNet, LipschitzConvNet
-from quarflow.nn.lipschitz import LipschitzBranch, LipschitzLinear, LipschitzMLP
+from quarflow.nn.lipschitz import (
+    LipschitzBranch,
+    LipschitzConvNet,
+    LipschitzLinear,
+    LipschitzMLP,
+)
 from quarflow.nn.lipschitz_trick import lipschitz_trick
 from quarflow.nn.made import MADE, MaskedLinear
 from quarflow.nn.mlp import BoundMLP, Linearization
@@ -16,7 +20,6 @@ __all__ = [
     "MADE",
     "BoundBranch",
     "BoundBranches",
-    "BoundConvNet",
     "BoundMLP",
     "Branch",
     "ConvBranch",

@@ -213,7 +213,7 @@ def _images_forward(
             if keep:
                 kept += flatten(phi, tape)
         products, d = (p[0] if len(p) == 1 else torch.cat(p) for p in (y, diagonals))
-    F = sum_taps(products.reshape(*x.shape[:3], -1), taps) + bias
+    F = sum_taps(products.reshape(*x.shape[:3], W[-1].shape[0]), taps) + bias
 
     return F, d.reshape(x.shape), kept
 

@@ -2,14 +2,15 @@ r"""Composition of bijections."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from math import prod
 
 import torch
 from torch import Size, Tensor
 
-from quarflow.transforms.base import Transform
+from quarflow.solvers import Solution
+from quarflow.transforms.base import Transform, Visit
 from quarflow.transforms.trust import Trust
 
 __all__ = ["Composed"]
@@ -45,18 +46,24 @@ class Composed(Transform):
         trusted: bool = False,
     ) -> None:
         super().__init__()
-        self.transforms, self.exact = list(transforms), exact
+        self._steps: list[Transform] | None = list(transforms)
+        self.exact = exact
         self.trust = Trust() if trusted else None
-        if self.transforms:
-            self.domain = self.transforms[0].domain
-            self.codomain = self.transforms[-1].codomain
+        if self._steps:
+            self.domain = self._steps[0].domain
+            self.codomain = self._steps[-1].codomain
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """The steps, first to last."""
+        return self._steps or []
 
     @property
     def unchecked(self) -> Composed:
         """The same map, whose inverse does not look at how far it amplifies rounding."""
         new = copy(self)
         new.trust = None
-        new.transforms = [t.unchecked if isinstance(t, Composed) else t for t in self.transforms]
+        new._steps = [t.unchecked if isinstance(t, Composed) else t for t in self.transforms]
 
         return new
 
@@ -106,6 +113,38 @@ class Composed(Transform):
             self.trust.check(self.transforms, path)
 
         return path[-1]
+
+    @property
+    def parts(self) -> list[Transform]:
+        """Those of the steps, first to last."""
+        return [part for transform in self.transforms for part in transform.parts]
+
+    def walk(self, x: Tensor, visit: Visit) -> Tensor:
+        """All the steps forward, each part by ``visit``."""
+        for transform in self.transforms:
+            x = transform.walk(x, visit)
+
+        return x
+
+    def mapped(self, change: Callable[[Transform], Transform]) -> Composed:
+        """The same with every part changed."""
+        new = Composed([t.mapped(change) for t in self.transforms], self.exact)
+        new.trust = self.trust
+
+        return new
+
+    def invert(self, z: Tensor) -> tuple[Tensor, list[Solution]]:
+        """The inverse and the solutions of its steps; how steep it is is not looked at."""
+        wide = self._wide(z)
+        if wide is not None:
+            x, found = wide.invert(z.double())
+            return x.to(z.dtype), found
+        solutions: list[Solution] = []
+        for transform in reversed(self.transforms):
+            z, found = transform.invert(z)
+            solutions = found + solutions
+
+        return z, solutions
 
     def _wide(self, x: Tensor) -> Composed | None:
         """The same map in float64, for tensors of lower precision."""

@@ -2,7 +2,6 @@ r"""All the steps of a QuAR flow, forward in one go."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Self
 
 import torch
@@ -14,7 +13,6 @@ from quarflow.transforms.base import Transform
 from quarflow.transforms.compose import Composed
 from quarflow.transforms.elementwise import Affine
 from quarflow.transforms.quar import QuARStep
-from quarflow.transforms.trust import Trust
 
 __all__ = ["QuARChain"]
 
@@ -40,25 +38,26 @@ class QuARChain(Composed):
     """
 
     def __init__(self, branches: BoundBranches, shift: Tensor, log_scale: Tensor) -> None:
-        Transform.__init__(self)
+        super().__init__((), exact=True, trusted=True)
         self.branches, self.shift, self.log_scale = branches, shift, log_scale
         self.scale = log_scale.exp()
-        self.exact, self.trust = True, Trust()
+        self._steps = None  # made when they are asked for: forward nobody does
 
-    @cached_property
-    def transforms(self) -> list[Transform]:  # type: ignore[override]
+    @property
+    def transforms(self) -> list[Transform]:
         """The steps, first to last."""
-        parts = zip(self.shift, self.log_scale, self.scale, strict=True)
-        affines = [Affine(*part) for part in parts]
-        chain: list[Transform] = [affines[0]]
-        for branch, affine in zip(self.branches, affines[1:], strict=True):
-            chain += [QuARStep(branch), affine]
+        if self._steps is None:
+            parts = zip(self.shift, self.log_scale, self.scale, strict=True)
+            affines = [Affine(*part) for part in parts]
+            self._steps = [affines[0]]
+            for branch, affine in zip(self.branches, affines[1:], strict=True):
+                self._steps += [QuARStep(branch), affine]
 
-        return chain
+        return self._steps
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same map in another type."""
-        self.transforms  # noqa: B018 - each step decides what its solver needs in that type
+        self._steps = self.transforms  # each step decides what its solver needs in that type
 
         return super().to(dtype)
 

@@ -45,6 +45,8 @@ def substitute(
         >>> found is None or bool(found.residual <= 1e-6)
         True
     """
+    if branch.event_dim != 1:
+        return None
     layers = Layers(branch.weights, branch.blocks, branch.biases, branch.reverse)
     shape = shape_of(layers.blocks, branch.activation, (branch.reverse,))
     tensors = single_step(layers)
