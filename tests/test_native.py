@@ -49,10 +49,10 @@ def a_chain(features, hidden, activation, rows, context=0, dtype=torch.float64, 
         flow.initialize(2 * x + 1, c)
     f = flow.transform(c)
     b = f.branches
-    chain = Chain(f.scale, f.shift, b.weights, b.blocks, b.biases, b.activation, b.reverse)
+    chain = Chain(f.scale, f.shift, b.weights, b.blocks, b.biases, b.activation, b.shape)
     tensors = [t.detach().clone().requires_grad_() for t in chain.tensors]
 
-    return x.requires_grad_(), Chain.of(tensors, (b.activation, b.reverse))
+    return x.requires_grad_(), Chain.of(tensors, (b.activation, b.shape))
 
 
 def differentiated(x, chain, gz, gl):
@@ -100,7 +100,7 @@ def test_chain_and_its_gradients(features, hidden, rows, context, activation, wo
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_float32_is_as_good_as_torch(activation, monkeypatch):
     x, chain = a_chain(8, (64, 64), activation, 300, dtype=torch.float32)
-    exact = Chain.of([t.double() for t in chain.tensors], (chain.activation, chain.reverse))
+    exact = Chain.of([t.double() for t in chain.tensors], (chain.activation, chain.shape))
     with torch.no_grad():
         expected = residual_chain(x.double(), exact)
         ours = residual_chain(x, chain)
@@ -135,7 +135,7 @@ def test_sines_of_large_numbers(size, dtype):
             out[..., unit] = 1
             one = Chain(
                 *parts, (first, out), (first[:, None], out[:, None]), (z, zero),
-                chain.activation, chain.reverse,
+                chain.activation, chain.shape,
             )  # fmt: skip
             F, ladj = residual_chain(torch.zeros(2, 1, dtype=dtype), one)
             eps = 4 * torch.finfo(dtype).eps

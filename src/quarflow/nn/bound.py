@@ -9,9 +9,10 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from quarflow.native import chain as native
 from quarflow.nn.activations import Activation
 from quarflow.nn.conv_paper import dense_value_and_diagonal
-from quarflow.nn.value_diagonal import Pass, value_and_diagonal
+from quarflow.nn.value_diagonal import Pass, shape_of, value_and_diagonal
 
 __all__ = ["BoundBranch", "BoundBranches"]
 
@@ -141,20 +142,21 @@ class BoundBranches(Sequence[BoundBranch]):
     def __getitem__(self, t: int | slice) -> BoundBranch | list[BoundBranch]:
         if isinstance(t, slice):
             return [self[i] for i in range(*t.indices(len(self)))]
-        weights, blocks, biases = (
-            tuple([tensor[t] for tensor in part])
-            for part in (self.weights, self.blocks, self.biases)
-        )
 
         return BoundBranch(
-            weights, blocks, biases, self.options[t], self.bound[t], self.implementation
+            tuple([w[t] for w in self.weights]),
+            tuple([b[t] for b in self.blocks]),
+            tuple([b[t] for b in self.biases]),
+            self.options[t],
+            self.bound[t],
+            self.implementation,
         )
 
     def __len__(self) -> int:
         return len(self.options)
 
     def __iter__(self) -> Iterator[BoundBranch]:
-        return (self[t] for t in range(len(self)))
+        return iter(self[:])
 
     @property
     def activation(self) -> Activation:
@@ -162,6 +164,8 @@ class BoundBranches(Sequence[BoundBranch]):
         return self.options[0].activation
 
     @property
-    def reverse(self) -> tuple[bool, ...]:
-        """For each step, whether its order is reversed."""
-        return tuple([o.reverse for o in self.options])
+    def shape(self) -> native.Shape:
+        """As the kernels know the branches, of vectors."""
+        reverse = tuple([o.reverse for o in self.options])
+
+        return shape_of(self.blocks, self.activation, reverse)

@@ -186,7 +186,7 @@ class Branch(_Branches):
 
     def stack(self) -> list[TriangularLayer]:
         """The layers, first to last."""
-        return [layer for layer in self.layers if isinstance(layer, TriangularLayer)]
+        return list(self.layers)  # type: ignore[arg-type]
 
     def passes(self) -> tuple[Pass, ...]:
         """For each step, what its pass does."""

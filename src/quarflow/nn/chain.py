@@ -18,7 +18,7 @@ from quarflow.native import chain as native
 from quarflow.nn import recurrence
 from quarflow.nn.activations import Activation
 from quarflow.nn.recurrence import Layers, Tape, flatten, unflatten
-from quarflow.nn.value_diagonal import any_gradient, shape_of
+from quarflow.nn.value_diagonal import any_gradient
 
 __all__ = ["Chain", "residual_chain"]
 
@@ -34,7 +34,8 @@ class Chain(NamedTuple):
         weights, blocks: Of each layer, shapes (T, D k_out, D k_in) and (T, D, k_out, k_in).
         biases: Of each layer, shapes (T, D k_out) or (T, N, D k_out).
         activation: Between the layers.
-        reverse: For each step, whether its weights are upper triangular.
+        shape: What the kernels need to know besides; also for each step, whether its weights are
+            upper triangular.
     """
 
     scale: Tensor
@@ -43,7 +44,7 @@ class Chain(NamedTuple):
     blocks: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
     activation: Activation
-    reverse: tuple[bool, ...]
+    shape: native.Shape
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -51,7 +52,7 @@ class Chain(NamedTuple):
         return (self.scale, self.shift, *self.weights, *self.blocks, *self.biases)
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], how: tuple[Activation, tuple[bool, ...]]) -> Chain:
+    def of(cls, tensors: Sequence[Tensor], how: tuple[Activation, native.Shape]) -> Chain:
         """From what ``tensors`` gives."""
         scale, shift, *rest = tensors
         L = len(rest) // 3
@@ -64,7 +65,7 @@ class Chain(NamedTuple):
         parts = (self.weights, self.blocks, self.biases)
         each = (zip(*(t.unbind() for t in part), strict=True) for part in parts)
 
-        return [Layers(*step) for step in zip(*each, self.reverse, strict=True)]
+        return [Layers(*step) for step in zip(*each, self.shape.reverse, strict=True)]
 
     def rows(self, start: int, stop: int) -> Chain:
         """The same chain for some of its rows."""
@@ -72,11 +73,6 @@ class Chain(NamedTuple):
             return self
 
         return self._replace(biases=tuple(b[:, start:stop] for b in self.biases))
-
-    @property
-    def shape(self) -> native.Shape:
-        """As the kernels know it."""
-        return shape_of(self.blocks, self.activation, self.reverse)
 
     @property
     def width(self) -> int:
@@ -97,7 +93,7 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         Shapes (N, D) and (N).
     """
     if torch.is_grad_enabled() and any_gradient((x, *chain.tensors)):
-        outputs = _Chain.apply((chain.activation, chain.reverse), x, *chain.tensors)
+        outputs = _Chain.apply((chain.activation, chain.shape), x, *chain.tensors)
         return outputs[0], outputs[1]
 
     if native.usable(chain.shape, x, chain.tensors):
@@ -186,7 +182,7 @@ class _Chain(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(how: tuple[Activation, tuple[bool, ...]], x: Tensor, *parts: Tensor) -> Any:
+    def forward(how: tuple[Activation, native.Shape], x: Tensor, *parts: Tensor) -> Any:
         chain = Chain.of(parts, how)
         if native.usable(chain.shape, x, parts):
             return native.forward(chain.shape, x, parts)

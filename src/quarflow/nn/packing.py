@@ -50,26 +50,24 @@ class Packing:
         """Flat positions of the off-diagonal weights, row by row, then of the blocks, (T, n).
 
         Example:
-            >>> Packing(2, 1, 1, (False,)).index(torch.device("cpu"))  # [[1, -], [0, 2]]
-            tensor([[2, 0, 3]])
+            >>> Packing(2, 1, 1, (False, True)).index(torch.device("cpu"))  # [[1, 2], [3, 4]]
+            tensor([[2, 0, 3],
+                    [1, 0, 3]])
         """
-        ways = {r: self._positions(r, device) for r in set(self.reverse)}
-
-        return torch.stack([ways[r] for r in self.reverse])
-
-    def _positions(self, reverse: bool, device: torch.device) -> Tensor:
         D, k_out, k_in = self.features, self.units_out, self.units_in
-        dimension = torch.arange(D, device=device).repeat_interleave(k_out, output_size=D * k_out)
-        counts = ((D - 1 - dimension) if reverse else dimension) * k_in  # in each row
-        total = D * (D - 1) // 2 * k_out * k_in
-        row = torch.arange(D * k_out, device=device).repeat_interleave(counts, output_size=total)
-        place = torch.arange(total, device=device) - (counts.cumsum(0) - counts)[row]
-        first = (dimension[row] + 1) * k_in if reverse else 0
+        width, total = D * k_in, D * (D - 1) // 2 * k_out * k_in
+        row = torch.arange(D * k_out, device=device)
+        counts = row.div(k_out, rounding_mode="floor") * k_in  # of weights in each row
+        # The n-th weight stands n places on, and as many as rows before its own leave out.
+        left_out = row * width - (counts.cumsum(0) - counts)
+        lower = torch.arange(total, device=device)
+        lower = lower + left_out.repeat_interleave(counts, output_size=total)
+        upper = (D * k_out * width - 1 - lower).flip(0)  # turned by half a turn
         i, a, b = (torch.arange(n, device=device) for n in (D, k_out, k_in))
-        rows = i[:, None] * k_out + a  # (D, k_out)
-        blocks = (rows * (D * k_in) + i[:, None] * k_in)[..., None] + b
+        blocks = ((i[:, None] * k_out + a) * width + i[:, None] * k_in)[..., None] + b
+        ways = [torch.cat((strict, blocks.flatten())) for strict in (lower, upper)]
 
-        return torch.cat((row * (D * k_in) + place + first, blocks.flatten()))
+        return torch.stack([ways[reverse] for reverse in self.reverse])
 
 
 def assemble(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor:
@@ -83,7 +81,8 @@ def assemble(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor
     """
     if off_diagonal.dim() == 4:
         return _from_blocks(off_diagonal, diagonal, packing)
-    dense: Tensor = _Assemble.apply(off_diagonal, diagonal, packing)
+    index = None if readable((off_diagonal, diagonal)) else packing.index(diagonal.device)
+    dense: Tensor = _Assemble.apply(off_diagonal, diagonal, packing, index)
 
     return dense
 
@@ -108,50 +107,56 @@ class _Assemble(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor:
-        if readable((off_diagonal, diagonal)):
+    def forward(
+        off_diagonal: Tensor, diagonal: Tensor, packing: Packing, index: Tensor | None
+    ) -> Tensor:
+        if index is None and readable((off_diagonal, diagonal)):
             off, on = off_diagonal.contiguous(), diagonal.contiguous()
             dense = off.new_empty(packing.shape)
             call("assemble", dense.dtype, packing.numbers, off, on, dense)
             return dense
         values = torch.cat((off_diagonal, diagonal.flatten(1)), dim=1)
         T, rows, columns = packing.shape
+        index = packing.index(values.device) if index is None else index
         flat = values.new_zeros(T, rows * columns)
 
-        return flat.scatter(1, packing.index(flat.device), values).unflatten(1, (rows, columns))
+        return flat.scatter(1, index, values).unflatten(1, (rows, columns))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.packing = inputs[2]
+        _, _, ctx.packing, ctx.index = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return (*_Collect.apply(grad, ctx.packing), None)
+        collect = _Collect.apply if torch.is_grad_enabled() else _Collect.forward
+
+        return *collect(grad, ctx.packing, ctx.index), None, None
 
 
 class _Collect(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(dense: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    def forward(dense: Tensor, packing: Packing, index: Tensor | None) -> tuple[Tensor, Tensor]:
         (T, _, _), D = packing.shape, packing.features
         k_out, k_in = packing.units_out, packing.units_in
         blocks = D * (D - 1) // 2
-        if readable((dense,)):
+        if index is None and readable((dense,)):
             whole = dense.contiguous()
             off = whole.new_empty(T, blocks * k_out * k_in)
             on = whole.new_empty(T, D, k_out, k_in)
             call("collect", whole.dtype, packing.numbers, whole, off, on)
             return off, on
-        values = dense.flatten(1).gather(1, packing.index(dense.device))
+        index = packing.index(dense.device) if index is None else index
+        values = dense.flatten(1).gather(1, index)
         off, on = values.split((blocks * k_out * k_in, D * k_out * k_in), dim=1)
 
         return off.clone(), on.reshape(T, D, k_out, k_in)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.packing = inputs[1]
+        _, ctx.packing, ctx.index = inputs
 
     @staticmethod
     def backward(ctx: Any, off: Tensor, on: Tensor) -> Any:
-        return _Assemble.apply(off, on, ctx.packing), None
+        return _Assemble.apply(off, on, ctx.packing, ctx.index), None, None

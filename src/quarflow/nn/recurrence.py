@@ -106,7 +106,12 @@ class Gradients(NamedTuple):
 
 
 def forward(
-    phi: Activation, x: Tensor, layers: Layers, t: Tensor | None = None, jets: bool = False
+    phi: Activation,
+    x: Tensor,
+    layers: Layers,
+    t: Tensor | None = None,
+    jets: bool = False,
+    hidden: bool = False,
 ) -> Tape:
     """The pass, for x of shape (D, N), and tangents t of x, 1 by default.
 
@@ -116,10 +121,13 @@ def forward(
         layers: The linear layers.
         t: Tangents that come in, shape (D, N).
         jets: Whether curvatures are computed too, for a backward pass that follows at once.
+        hidden: Whether it ends with the hidden layers.
     """
     tape = Tape(x, t, [], [], [], [], [])
     h, last = x, len(layers.weights) - 1
     for layer, (W, B) in enumerate(zip(layers.weights, layers.blocks, strict=True)):
+        if hidden and layer == last:
+            break
         z = layers.triangle(layer, x.shape[1]).product(W, h, layers.bias(layer))
         u = B.reshape(-1, 1) if t is None else through_blocks(B, t)
         tape.u.append(u)

@@ -42,7 +42,7 @@ def causal_taps(kernel_size: int, reverse: bool = False) -> Taps:
 
 def opposite(taps: Sequence[tuple[int, int]]) -> Taps:
     """The taps mirrored at the centre: those of the transposed convolution."""
-    return tuple((-i, -j) for i, j in taps)
+    return tuple([(-i, -j) for i, j in taps])
 
 
 def _padding(taps: Taps) -> tuple[int, int, int, int]:

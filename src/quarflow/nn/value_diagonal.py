@@ -57,9 +57,9 @@ class Pass:
     recompute: bool = False
     dtype: torch.dtype | None = None
 
-    def low(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def low(self, *tensors: Tensor) -> list[Tensor]:
         """Tensors in the type of the hidden units."""
-        return tensors if self.dtype is None else tuple(t.to(self.dtype) for t in tensors)
+        return [t if self.dtype is None else t.to(self.dtype) for t in tensors]
 
 
 def any_gradient(tensors: Tensors) -> bool:
@@ -110,7 +110,7 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(options: Pass, layers: int, x: Tensor, *parameters: Tensor) -> Any:
-        W, B, b = (parameters[i * layers : (i + 1) * layers] for i in range(3))
+        W, B, b = _thirds(parameters, layers)
         F, d, kept = _forward(options, x, W, B, b, keep=not options.recompute)
 
         return F, d, *kept
@@ -126,14 +126,18 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         L = ctx.layers
         x, *rest = ctx.saved_tensors
-        W, B, b = (rest[i * L : (i + 1) * L] for i in range(3))
+        W, B, b = _thirds(rest, L)
         # Second derivatives are those of what is computed anew: what was kept are constants.
         kept = [] if torch.is_grad_enabled() else rest[3 * L :]
-        gF, gd = (torch.zeros_like(x) if g is None else g for g in grads[:2])
+        gF, gd = [torch.zeros_like(x) if g is None else g for g in grads[:2]]
         run = _vectors_backward if ctx.options.taps is None else _images_backward
         gx, found = run(ctx.options, x, W, B, b, kept, gF, gd, ctx.needs_input_grad[2])
 
         return None, None, gx, *found.weights, *found.blocks, *found.biases
+
+
+def _thirds(tensors: Tensors, n: int) -> tuple[Tensors, Tensors, Tensors]:
+    return tensors[:n], tensors[n : 2 * n], tensors[2 * n : 3 * n]
 
 
 def _forward(
@@ -166,7 +170,11 @@ def _vectors_backward(
 ) -> tuple[Tensor | None, Gradients]:
     """Gradients of x and of the layers."""
     phi, layers = options.activation, Layers(W, B, b, options.reverse)
-    tape = unflatten(phi, kept, x.mT, layers) if kept else forward(phi, x.mT, layers, jets=True)
+    tape = (
+        unflatten(phi, kept, x.mT, layers)
+        if kept
+        else forward(phi, x.mT, layers, jets=True, hidden=True)
+    )
     found, gz, _ = backward(phi, tape, layers, gF.mT.contiguous(), gd.mT.contiguous())
 
     return (W[0].mT @ gz).mT if need_x else None, found
@@ -186,7 +194,7 @@ def _entered(options: Pass, taps: Taps, x: Tensor) -> tuple[Tensor, Tensor | Non
     """What enters the first layer, (pixels, taps C), and slopes and curvatures of x, as x."""
     a, slope, curvature = options.activation.jet(x) if options.preactivation else (x, None, None)
 
-    return options.low(gather_taps(a, taps).flatten(0, 2))[0], slope, curvature
+    return gather_taps(a, taps).flatten(0, 2), slope, curvature
 
 
 def _images_forward(
@@ -195,7 +203,9 @@ def _images_forward(
     """F, d, and of each chunk what the backward pass needs."""
     phi, bias = options.activation, b[-1]
     A, slope, _ = _entered(options, taps, x)
-    W, B, b = options.low(*W), options.low(*B), options.low(*b)
+    if options.dtype is not None:
+        A, *lower = options.low(A, *W, *B, *b)
+        W, B, b = _thirds(lower, len(W))
     t = None if slope is None else slope.reshape(-1, x.shape[-1])
     network = pixels.Network(W, B, b[:-1], phi.name, options.reverse)
     kept: list[Tensor] = []
@@ -203,7 +213,7 @@ def _images_forward(
         products, d = pixels.forward(network, A, t)
     else:
         layers, size = Layers(W, B, b, options.reverse, True), _chunk(W[0].shape[0], x.device)
-        t = None if t is None else options.low(t)[0]
+        t = t if t is None or options.dtype is None else t.to(options.dtype)
         y, diagonals = [], []
         for at in range(0, max(1, len(A)), size):
             here = slice(at, at + size)
@@ -243,8 +253,10 @@ def _images_backward(
     assert taps is not None
     A, slope, curvature = _entered(options, taps, x)
     t = None if slope is None else slope.reshape(-1, C)
-    W, B, b = options.low(*W), options.low(*B), options.low(*b)
-    gy, gd = options.low(gather_taps(gF, opposite(taps)).flatten(0, 2), gd.reshape(-1, C))
+    gy, gd = gather_taps(gF, opposite(taps)).flatten(0, 2), gd.reshape(-1, C)
+    if options.dtype is not None:
+        A, gy, gd, *lower = options.low(A, gy, gd, *W, *B, *b)
+        W, B, b = _thirds(lower, len(W))
     network = pixels.Network(W, B, b[:-1], options.activation.name, options.reverse)
     by_hand = kept or torch.is_grad_enabled() or options.dtype is not None
     if by_hand or not pixels.usable(network, A, gy, gd):
@@ -278,7 +290,7 @@ def _in_chunks(
     phi, layers = options.activation, Layers(W, B, b, options.reverse, True)
     size = _chunk(W[0].shape[0], A.device)
     chunks = range(0, max(1, len(A)), size)
-    t = None if t is None else options.low(t)[0]
+    t = t if t is None or options.dtype is None else t.to(options.dtype)
     totals: list[Tensor] = []
     of_A, of_t = [], []
     for i, at in enumerate(chunks):
@@ -287,7 +299,7 @@ def _in_chunks(
         if kept:
             tape = unflatten(phi, kept[i * each : (i + 1) * each], x, layers, tangents)
         else:
-            tape = forward(phi, x, layers, tangents, jets=True)
+            tape = forward(phi, x, layers, tangents, jets=True, hidden=True)
         found, gz, gu = backward(phi, tape, layers, gy[here].mT, gd[here].mT)
         totals = _added(totals, [*found.weights, *found.blocks, *found.biases[:-1]])
         of_A.append((gz.mT @ W[0]).to(dtype))

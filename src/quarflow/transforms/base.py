@@ -14,14 +14,13 @@ from torch.distributions import constraints
 
 from quarflow.solvers import Solution
 
-__all__ = ["Inverse", "Transform", "Visit", "call_and_ladj", "reals"]
+__all__ = ["REALS", "Inverse", "Transform", "Visit", "call_and_ladj"]
 
 Visit = Callable[["Transform", Tensor], Tensor]  # of a part and what it gets, to what it gives
 
 
-def reals(event_dim: int) -> constraints.Constraint:
-    """All vectors (1) or images (3)."""
-    return constraints.independent(constraints.real, event_dim)
+# All vectors, and all images, by their number of dimensions.
+REALS = {dims: constraints.independent(constraints.real, dims) for dims in (1, 3)}
 
 
 class Transform(TorchTransform):
@@ -31,8 +30,8 @@ class Transform(TorchTransform):
     return shape (*, D), and the ladj has the batch shape (*).
     """
 
-    domain = reals(1)
-    codomain = reals(1)
+    domain = REALS[1]
+    codomain = REALS[1]
     bijective = True
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quarflow.transforms.base import Transform, reals
+from quarflow.transforms.base import REALS, Transform
 
 __all__ = ["Affine", "Permutation"]
 
@@ -35,7 +35,7 @@ class Affine(Transform):
         if event_dim == 3:
             shift, log_scale = shift[:, None, None], log_scale[:, None, None]
             scale = None if scale is None else scale[:, None, None]
-            self.domain = self.codomain = reals(3)
+            self.domain = self.codomain = REALS[3]
         self.shift, self.log_scale = shift, log_scale
         self.scale = log_scale.exp() if scale is None else scale
 

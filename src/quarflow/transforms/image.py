@@ -10,7 +10,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from quarflow.transforms.base import Transform, reals
+from quarflow.transforms.base import REALS, Transform
 
 __all__ = [
     "Flatten",
@@ -25,8 +25,8 @@ __all__ = [
 class ImageTransform(Transform):
     """A bijection of images (*, C, H, W); the ladj has shape (*)."""
 
-    domain = reals(3)
-    codomain = reals(3)
+    domain = REALS[3]
+    codomain = REALS[3]
 
 
 class Logit(ImageTransform):
@@ -127,7 +127,7 @@ class Flatten(Transform):
         torch.Size([5, 4])
     """
 
-    domain = reals(3)
+    domain = REALS[3]
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()

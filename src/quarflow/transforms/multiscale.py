@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from quarflow.solvers import Solution
-from quarflow.transforms.base import Transform, Visit, reals
+from quarflow.transforms.base import REALS, Transform, Visit
 from quarflow.transforms.image import Squeeze
 
 __all__ = ["MultiScale"]
@@ -35,7 +35,7 @@ class MultiScale(Transform):
         torch.Size([5, 16])
     """
 
-    domain = reals(3)
+    domain = REALS[3]
 
     def __init__(
         self, shape: Sequence[int], chains: Sequence[Sequence[Transform]], factor_out: bool

@@ -66,8 +66,10 @@ class QuARChain(Composed):
         b = self.branches
         batch = torch.broadcast_shapes(x.shape[:-1], b.biases[0].shape[1:-1])
         rows = x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1])
-        biases = tuple(_rows(bias, batch) for bias in b.biases)
-        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation, b.reverse)
+        biases = b.biases
+        if biases[0].dim() > 2:
+            biases = tuple([_rows(bias, batch) for bias in biases])
+        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation, b.shape)
         z, ladj = residual_chain(rows, chain)
 
         return z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + self.log_scale.sum()
@@ -81,9 +83,7 @@ class QuARChain(Composed):
 
 
 def _rows(bias: Tensor, batch: torch.Size) -> Tensor:
-    """(T, H) as it is; with a context of shape (T, *, H), a row for each point: (T, N, H)."""
-    if bias.dim() == 2:
-        return bias
+    """With a context of shape (T, *, H), a row for each point: (T, N, H)."""
     T, *context, H = bias.shape
     missing = len(batch) - len(context)
 

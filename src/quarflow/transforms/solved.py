@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor
 
 from quarflow.solvers import Solution, default_tolerance
-from quarflow.transforms.base import Transform, reals
+from quarflow.transforms.base import REALS, Transform
 from quarflow.transforms.implicit import implicit_root
 
 __all__ = ["SolvedStep", "default_image_tolerance"]
@@ -43,7 +43,7 @@ class SolvedStep(Transform):
     def __init__(self, event_dim: int, solver: dict[str, Any]) -> None:
         super().__init__()
         self.solver = solver
-        self.domain = self.codomain = reals(event_dim)
+        self.domain = self.codomain = REALS[event_dim]
 
     @abstractmethod
     def solve(self, z: Tensor) -> Solution:
