@@ -96,10 +96,19 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         outputs = _Chain.apply((chain.activation, chain.shape), x, *chain.tensors)
         return outputs[0], outputs[1]
 
-    if native.usable(chain.shape, x, chain.tensors):
-        return native.forward(chain.shape, x, chain.tensors)
+    return _computed(x, chain, chain.tensors, keep=False)[:2]
 
-    return _forward_in_pieces(x, chain)
+
+def _computed(
+    x: Tensor, chain: Chain, tensors: Sequence[Tensor], keep: bool
+) -> tuple[Tensor, Tensor, list[_Step]]:
+    """z, the sum of log-dets, and the steps if they are to be kept and there is room for them."""
+    if native.usable(chain.shape, x, tensors):
+        return *native.forward(chain.shape, x, tensors), []
+    if keep and _is_kept(x, chain):
+        return _forward(x, chain, keep=True)
+
+    return *_forward_in_pieces(x, chain), []
 
 
 def _forward_in_pieces(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
@@ -184,17 +193,10 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(how: tuple[Activation, native.Shape], x: Tensor, *parts: Tensor) -> Any:
         chain = Chain.of(parts, how)
-        if native.usable(chain.shape, x, parts):
-            return native.forward(chain.shape, x, parts)
-        if not _is_kept(x, chain):
-            return _forward_in_pieces(x, chain)
-        z, ladj, steps = _forward(x, chain, keep=True)
+        z, ladj, steps = _computed(x, chain, parts, keep=True)
+        kept = [[s.tape.x, s.y, s.d, *flatten(chain.activation, s.tape)] for s in steps]
 
-        return (
-            z,
-            ladj,
-            *(t for s in steps for t in (s.tape.x, s.y, s.d, *flatten(chain.activation, s.tape))),
-        )
+        return z, ladj, *[tensor for step in kept for tensor in step]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
