@@ -78,18 +78,6 @@ class Autoregressive(Flow):
         if method not in ("sequential", "newton"):
             raise ValueError(f"method must be 'sequential' or 'newton', not {method!r}.")
         self.inverse, self.limit, self.method = inverse, limit, method
-        self.arguments = {
-            "features": features,
-            "context": context,
-            "transforms": transforms,
-            "hidden_features": list(hidden_features),
-            "inverse": inverse,
-            "order": order,
-            "activation": activation,
-            "limit": limit,
-            "method": method,
-            "base": base,
-        }
         self.reverse = tuple(order == "alternate" and t % 2 == 1 for t in range(transforms))
         self.networks = MADE(
             features, hidden_features, self.reverse, context=context, activation=activation

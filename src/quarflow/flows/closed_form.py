@@ -38,14 +38,6 @@ class ClosedForm(Flow):
     ) -> None:
         super().__init__(features, context)
         check_sizes(features, context, transforms, hidden_features)
-        self.arguments = {
-            "features": features,
-            "context": context,
-            "transforms": transforms,
-            "hidden_features": list(hidden_features),
-            "inverse": inverse,
-            "base": base,
-        }
         self.steps, self.inverse, self.sizes = transforms, inverse, dict(sizes)
         total = sum(sizes.values())
         parts = [spreads[name] * torch.randn(transforms, size) for name, size in sizes.items()]

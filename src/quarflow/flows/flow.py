@@ -2,8 +2,10 @@ r"""A flow: parameters which, given a context, become a distribution made of pur
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any, ClassVar
 
 import torch
@@ -116,6 +118,23 @@ class Flow(nn.Module, ABC):
 
     arguments: dict[str, Any]
     base: nn.Module
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        make, signature = cls.__init__, inspect.signature(cls)
+
+        @wraps(make)
+        def recording(self: Flow, *args: Any, **kwargs: Any) -> None:
+            make(self, *args, **kwargs)
+            if type(self) is cls:
+                given = signature.bind(*args, **kwargs)
+                given.apply_defaults()
+                self.arguments = {
+                    name: list(value) if isinstance(value, (list, tuple)) else value
+                    for name, value in given.arguments.items()
+                }
+
+        cls.__init__ = recording  # type: ignore[method-assign]
 
     def __init__(self, features: int, context: int = 0) -> None:
         super().__init__()

@@ -80,24 +80,6 @@ class ImageQuAR(ImageFlow):
         super().__init__(shape, scales, blocks, factor_out, alpha, base, levels)
         if order not in ORDERS:
             raise ValueError(f"order must be one of {ORDERS}, not {order!r}.")
-        self.arguments = {
-            "shape": list(shape),
-            "scales": scales,
-            "blocks": blocks,
-            "hidden_channels": hidden_channels,
-            "norm": norm,
-            "order": order,
-            "activation": activation,
-            "sigma": sigma,
-            "factor_out": factor_out,
-            "alpha": alpha,
-            "first_preactivation": first_preactivation,
-            "base": base,
-            "levels": levels,
-            "trick": trick,
-            "recompute": recompute,
-            "implementation": implementation,
-        }
         reverse = [order == "alternate" and t % 2 == 1 for t in range(blocks)]
         self.branches = nn.ModuleList(
             ConvBranch(

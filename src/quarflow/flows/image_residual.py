@@ -86,27 +86,6 @@ class ImageResidualFlow(ImageFlow):
         levels: int = 256,
     ) -> None:
         super().__init__(shape, scales, blocks, factor_out, alpha, base, levels)
-        self.arguments = {
-            "shape": list(shape),
-            "scales": scales,
-            "blocks": blocks,
-            "hidden_channels": hidden_channels,
-            "activation": activation,
-            "coeff": coeff,
-            "logdet": logdet,
-            "train_terms": train_terms,
-            "eval_terms": eval_terms,
-            "distribution": distribution,
-            "rate": rate,
-            "probe": probe,
-            "neumann_gradient": neumann_gradient,
-            "memory_saving": memory_saving,
-            "factor_out": factor_out,
-            "alpha": alpha,
-            "first_preactivation": first_preactivation,
-            "base": base,
-            "levels": levels,
-        }
         self._logdets = {
             training: LogDet(
                 logdet, terms, distribution, rate, probe, neumann_gradient, memory_saving

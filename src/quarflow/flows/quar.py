@@ -109,19 +109,6 @@ class QuAR(Flow):
             raise ValueError(f"mix must be one of {MIXES}, not {mix!r}.")
 
         self.order, self.mix = order, mix
-        self.arguments = {
-            "features": features,
-            "context": context,
-            "transforms": transforms,
-            "hidden_features": list(hidden_features),
-            "norm": norm,
-            "order": order,
-            "activation": activation,
-            "sigma": sigma,
-            "mix": mix,
-            "base": base,
-            "trick": trick,
-        }
         reverse = [order == "alternate" and t % 2 == 1 for t in range(transforms)]
         self.branches = Branch(
             features, hidden_features, reverse, context, activation, norm, sigma, trick

@@ -102,23 +102,6 @@ class ResidualFlow(Flow):
     ) -> None:
         super().__init__(features, context)
         check_sizes(features, context, transforms, hidden_features)
-        self.arguments = {
-            "features": features,
-            "context": context,
-            "transforms": transforms,
-            "hidden_features": list(hidden_features),
-            "activation": activation,
-            "coeff": coeff,
-            "logdet": logdet,
-            "train_terms": train_terms,
-            "eval_terms": eval_terms,
-            "distribution": distribution,
-            "rate": rate,
-            "probe": probe,
-            "neumann_gradient": neumann_gradient,
-            "memory_saving": memory_saving,
-            "base": base,
-        }
         self._logdets = {
             training: LogDet(
                 logdet, terms, distribution, rate, probe, neumann_gradient, memory_saving

@@ -55,7 +55,6 @@ class SylvesterFlow(ClosedForm):
         super().__init__(
             features, context, transforms, hidden_features, inverse, base, sizes, spreads
         )
-        self.arguments["ridges"] = M
         self.ridges = M
         self.directions = nn.Parameter(torch.randn(transforms, features, M))
 
