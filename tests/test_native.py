@@ -164,7 +164,7 @@ def test_factors_below_zero_never_make_a_wrong_number():
     none = torch.zeros(1, 2)
     chain = Chain(
         torch.ones(2, 2), torch.zeros(2, 2), weights, blocks, (none, none),
-        Branch(2, (2,), [False])._activation, (False,),
+        Branch(2, (2,), [False])._activation, native.Shape.of(blocks, "sin", (False,)),
     )  # fmt: skip
     with torch.no_grad():
         assert residual_chain(torch.zeros(1, 2), chain)[1].isnan().all()

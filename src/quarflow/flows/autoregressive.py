@@ -48,6 +48,7 @@ class Autoregressive(Flow):
         ValueError: if an argument is out of its range.
 
     Example:
+        >>> import torch
         >>> flow = Autoregressive(3, context=2, transforms=4, hidden_features=(32, 32))
         >>> x, c = torch.randn(10, 3), torch.randn(10, 2)
         >>> flow(c).log_prob(x).shape

@@ -50,6 +50,7 @@ class ImageQuAR(ImageFlow):
         ValueError: if an argument is out of its range.
 
     Example:
+        >>> import torch
         >>> flow = ImageQuAR((1, 8, 8), scales=2, blocks=2, hidden_channels=8)
         >>> flow.bits_per_dim(torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)).shape
         torch.Size([5])

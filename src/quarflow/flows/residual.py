@@ -75,6 +75,7 @@ class ResidualFlow(Flow):
         ValueError: if an argument is out of its range.
 
     Example:
+        >>> import torch
         >>> flow = ResidualFlow(2, transforms=4, hidden_features=(16,), logdet="exact")
         >>> flow().log_prob(torch.zeros(10, 2)).shape
         torch.Size([10])

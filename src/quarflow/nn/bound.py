@@ -12,7 +12,7 @@ from torch import Tensor
 from quarflow.native import chain as native
 from quarflow.nn.activations import Activation
 from quarflow.nn.conv_paper import dense_value_and_diagonal
-from quarflow.nn.value_diagonal import Pass, shape_of, value_and_diagonal
+from quarflow.nn.value_diagonal import Pass, value_and_diagonal
 
 __all__ = ["BoundBranch", "BoundBranches"]
 
@@ -168,4 +168,4 @@ class BoundBranches(Sequence[BoundBranch]):
         """As the kernels know the branches, of vectors."""
         reverse = tuple([o.reverse for o in self.options])
 
-        return shape_of(self.blocks, self.activation, reverse)
+        return native.Shape.of(self.blocks, self.activation.name, reverse)

@@ -18,7 +18,6 @@ from quarflow.native import chain as native
 from quarflow.nn import recurrence
 from quarflow.nn.activations import Activation
 from quarflow.nn.recurrence import Layers, Tape, flatten, unflatten
-from quarflow.nn.value_diagonal import any_gradient
 
 __all__ = ["Chain", "residual_chain"]
 
@@ -92,7 +91,7 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
     Returns:
         Shapes (N, D) and (N).
     """
-    if torch.is_grad_enabled() and any_gradient((x, *chain.tensors)):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *chain.tensors)):
         outputs = _Chain.apply((chain.activation, chain.shape), x, *chain.tensors)
         return outputs[0], outputs[1]
 

@@ -29,7 +29,7 @@ from quarflow.nn.recurrence import (
 )
 from quarflow.nn.taps import Taps, gather_taps, opposite, sum_taps
 
-__all__ = ["Pass", "any_gradient", "shape_of", "single_step", "value_and_diagonal"]
+__all__ = ["Pass", "single_step", "value_and_diagonal"]
 
 # Hidden numbers of an image computed at a time: what stays in the cache of one core, and on other
 # devices enough to keep all of it busy.
@@ -62,16 +62,6 @@ class Pass:
         return [t if self.dtype is None else t.to(self.dtype) for t in tensors]
 
 
-def any_gradient(tensors: Tensors) -> bool:
-    """Whether one of the tensors needs a gradient."""
-    return any(t.requires_grad for t in tensors)
-
-
-def shape_of(blocks: Tensors, activation: Activation, reverse: tuple[bool, ...]) -> native.Shape:
-    """What the kernels need to know of a network besides its tensors."""
-    return native.Shape((1, *[b.shape[-2] for b in blocks]), activation.name, reverse)
-
-
 def single_step(layers: Layers) -> list[Tensor]:
     """The layers as a chain of one step, whose affine maps do not matter, for the kernels."""
     own = layers.weights[0].new_empty(1, len(layers.blocks[0]))
@@ -96,7 +86,7 @@ def value_and_diagonal(
         F and d, both of the shape of x.
     """
     tensors = (x, *weights, *blocks, *biases)
-    if not (torch.is_grad_enabled() and any_gradient(tensors)):
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
         F, d, _ = _forward(options, x, weights, blocks, biases, keep=False)
         return F, d
@@ -148,7 +138,8 @@ def _forward(
         return _images_forward(options, options.taps, x, W, B, b, keep)
     phi, layers = options.activation, Layers(W, B, b, options.reverse)
     if not keep:
-        shape, tensors = shape_of(B, phi, (options.reverse,)), single_step(layers)
+        shape = native.Shape.of(B, phi.name, (options.reverse,))
+        tensors = single_step(layers)
         if native.usable(shape, x, tensors):
             return *native.branch(shape, x, tensors), []
     tape = forward(phi, x.mT, layers)

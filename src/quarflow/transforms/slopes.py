@@ -16,6 +16,7 @@ def above_minus_one(a: Tensor) -> Tensor:
     r"""Increasing map of the real line to :math:`(-1 + \epsilon, \infty)` that keeps 0 at 0.
 
     Example:
+        >>> import torch
         >>> above_minus_one(torch.tensor([-100.0, 3.0]))
         tensor([-0.9990,  2.5694])
     """
