@@ -8,7 +8,17 @@ from typing import Any, Literal
 
 __all__ = ["Event", "Kind", "Listener"]
 
-Kind = Literal["start", "step", "evaluation", "cut", "recovery", "checkpoint", "interrupt", "end"]
+Kind = Literal[
+    "start",
+    "step",
+    "evaluation",
+    "cut",
+    "recovery",
+    "checkpoint",
+    "unsaved",  # a checkpoint that could not be written
+    "interrupt",
+    "end",
+]
 
 
 @dataclass(frozen=True)
