@@ -374,7 +374,9 @@ def test_wrong_checkpoints_are_refused(tmp_path):
         fit(**given)
     for version in (1, 99):
         _rewrite(folder, whole, lambda _: None, version=version)
-        with pytest.raises(CheckpointError, match=f"has version {version}, this quarflow reads ver"):
+        with pytest.raises(
+            CheckpointError, match=f"has version {version}, this quarflow reads ver"
+        ):
             fit(**given)
 
 

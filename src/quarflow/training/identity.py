@@ -45,11 +45,18 @@ def digest(*arrays: NDArray[Any]) -> str:
 def column_digests(values: NDArray[Any], names: Sequence[str]) -> dict[str, str]:
     """Hash each column of values (n, D) by the bits of its values, in the order of the rows.
 
+    Raises:
+        ValueError: If there is not one name for each column, each another.
+
     Example:
-        >>> a, b = (column_digests(np.array(x), "uv") for x in ([[1, 2], [3, 4]], [[1, 3], [2, 4]]))
-        >>> a == b, a["u"] == b["u"]
-        (False, False)
+        >>> x = np.array([[1, 2], [3, 4]])
+        >>> column_digests(x, "uv")["u"] == column_digests(x[:, ::-1], "vu")["u"]
+        True
+        >>> column_digests(x, "uv")["u"] == column_digests(x[::-1], "uv")["u"]
+        False
     """
+    if len(set(names)) < len(names) or len(names) != values.shape[1]:
+        raise ValueError(f"{values.shape[1]} columns need as many different names, not {names}.")
     kind = f"{values.dtype.str}{values.shape[:1]}".encode()
     hashes = [hashlib.sha256(kind) for _ in names]
     for start in range(0, len(values), BLOCK):

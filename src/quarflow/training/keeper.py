@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quarflow.training.checkpoint import clear, has_checkpoint, read, write
+import torch
+
+from quarflow.training.checkpoint import CheckpointError, clear, has_checkpoint, read, write
 from quarflow.training.learner import Learner
 from quarflow.training.schedule import Plateau
 from quarflow.training.state import Counters
@@ -35,9 +37,22 @@ class Keeper:
         self.kept: int | None = None  # step of the checkpoint that is there
         self.failing = False
 
-    def found(self) -> bool:
-        """Whether there is one to go on from."""
-        return has_checkpoint(self.folder)
+    def found(self, accelerator: Any) -> bool:
+        """Whether there is one to go on from, for all processes.
+
+        Raises:
+            CheckpointError: If only some of them find it.
+        """
+        found = has_checkpoint(self.folder)
+        if accelerator.num_processes > 1:
+            sent = torch.tensor([float(found)], device=accelerator.device)
+            share = accelerator.gather(sent).mean().item()
+            if share not in (0.0, 1.0):
+                raise CheckpointError(
+                    f"Not all processes find the checkpoint in {self.folder}: it must be a folder "
+                    "that all the machines share."
+                )
+        return found
 
     def clear(self) -> None:
         """Remove an older run's, or a later resume would take it up."""

@@ -6,8 +6,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from quarflow.training.checkpoint import CheckpointError
-from quarflow.training.device import accelerator_on, choose_device
-from quarflow.training.events import Event, Kind, Listener
+from quarflow.training.device import accelerator_on, choose_device, own_random
+from quarflow.training.events import Kind, Listener, Teller
 from quarflow.training.identity import identity_of
 from quarflow.training.interrupt import StopSignals
 from quarflow.training.keeper import Keeper
@@ -31,7 +30,6 @@ from quarflow.training.state import Counters
 __all__ = ["train"]
 
 RECOVERIES = 3  # steps back before giving up
-EVENT_SECONDS = 0.2  # between "step" events
 LOSS = "the loss or its gradient was not finite"
 News = list[tuple[Kind, str, dict[str, Any] | None]]
 
@@ -90,7 +88,7 @@ def train(
     with (
         StopSignals() as signals,  # the first: passes a signal on when all else is done
         accelerator_on(device, settings.precision) as accelerator,
-        _own_random(device),
+        own_random(device),
         locked(folder) if folder and accelerator.is_main_process else nullcontext(),
     ):
         run = _Run(flow, train_rows, valid_rows, settings, accelerator, on_event, begun)
@@ -100,14 +98,6 @@ def train(
             return run.go(resume, signals)
         finally:
             flow.train(mode)
-
-
-@contextmanager
-def _own_random(device: str) -> Iterator[None]:
-    """Keep the seeding of each step (for flows with random estimators) from the caller."""
-    devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 class _Run:
@@ -128,8 +118,9 @@ class _Run:
         self.accelerator, self.begun = accelerator, begun
         self.keeper: Keeper | None = None
         self.world: int = accelerator.num_processes
-        self.on_event = on_event if accelerator.is_main_process else None
         self.plan = Plan.of(len(train_rows), settings)
+        main: bool = accelerator.is_main_process
+        self.teller = Teller(on_event, self.plan) if on_event and main else None
         if self.plan.batch_size < self.world:
             raise ValueError(
                 f"A batch of {self.plan.batch_size} rows cannot be shared by {self.world} "
@@ -142,7 +133,6 @@ class _Run:
         self.plateau = Plateau(settings)
         # Looking at a value on CUDA waits for it: there the loss is checked now and then only.
         self.check_every = 1 if accelerator.device.type == "cpu" else 10
-        self.rows_per_second = 0.0
         self.early: str | None = None
         self.last_steps = deque([0.0, 0.0], maxlen=2)  # seconds of the last two
         self.cut_short = ""  # a remark about the last evaluation
@@ -159,7 +149,7 @@ class _Run:
     def go(self, resume: bool, signals: StopSignals) -> TrainingResult:
         """Prepare, train, and leave the best weights in the flow."""
         counters, keeper = self.counters, self.keeper
-        resuming = resume and self.has_checkpoint()
+        resuming = resume and keeper is not None and keeper.found(self.accelerator)
         self.learner = Learner(
             self.flow,
             self.settings,
@@ -173,8 +163,8 @@ class _Run:
         if keeper is not None and not resuming:
             keeper.clear()
         self.started = self.begun - counters.seconds  # setting up is a part of the time
-        self.last_event = time.perf_counter()
-        self.last_event_step = counters.step
+        if self.teller is not None:
+            self.teller.begin(counters.step)
         interrupted = False
         if counters.stopped is None:
             told = "" if not resume else "No checkpoint to resume from: starting from step 0."
@@ -217,7 +207,7 @@ class _Run:
             if not (scheduled or wish or reason):
                 if counters.step % self.check_every == 0 and not self.learner.healthy():
                     self.step_back(LOSS)
-                elif self.on_event and time.perf_counter() - self.last_event > EVENT_SECONDS:
+                elif self.teller is not None and self.teller.due():
                     self.tell("step")
                 continue
             if not self.learner.healthy():
@@ -386,19 +376,6 @@ class _Run:
 
     # -- checkpoints and events
 
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from, for all processes."""
-        found = self.keeper is not None and self.keeper.found()
-        if self.world > 1:
-            sent = torch.tensor([float(found)], device=self.accelerator.device)
-            share = self.accelerator.gather(sent).mean().item()
-            if share not in (0.0, 1.0):
-                raise CheckpointError(
-                    "Not all processes find the checkpoint: its folder must be one that all the "
-                    "machines share."
-                )
-        return found
-
     def save(self) -> None:
         """Write the checkpoint, from the main process."""
         if self.keeper is None or not self.keeper.writes:
@@ -411,28 +388,6 @@ class _Run:
 
     def tell(self, kind: Kind, message: str = "", record: dict[str, Any] | None = None) -> None:
         """Tell the listener, if there is one."""
-        if self.on_event is None:
-            return
-        counters, plan, now = self.counters, self.plan, time.perf_counter()
-        done = min(self.progress(), 1.0)
-        if kind in ("step", "evaluation"):
-            rows = (counters.step - self.last_event_step) * plan.batch_size
-            self.rows_per_second = rows / max(now - self.last_event, 1e-9)
-            self.last_event, self.last_event_step = now, counters.step
-        self.on_event(
-            Event(
-                kind=kind,
-                message=message,
-                epoch=max(counters.step - 1, 0) // plan.steps_per_epoch + 1,
-                step=counters.step,
-                total_steps=plan.total_steps,
-                progress=done,
-                seconds=counters.seconds,
-                seconds_left=counters.seconds * (1 - done) / done if done > 0 else None,
-                rows_per_second=self.rows_per_second,
-                learning_rate=counters.learning_rate,
-                nats=record["train_nats"] if record else self.learner.mean(),
-                best=counters.best,
-                record=record,
-            )
-        )
+        if self.teller is not None:
+            nats = record["train_nats"] if record else self.learner.mean()
+            self.teller.tell(kind, self.counters, min(self.progress(), 1.0), nats, message, record)
