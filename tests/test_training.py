@@ -18,7 +18,9 @@ from torch.distributions import Independent, Normal
 
 from quarflow.training import (
     CheckpointError,
+    LockedError,
     Plan,
+    StopSignals,
     TrainingError,
     TrainingProgress,
     TrainingSettings,
@@ -539,7 +541,9 @@ def test_a_signal_stops_cleanly_and_the_run_goes_on_exactly(tmp_path, uninterrup
             signal.raise_signal(number)
 
     # the same process receives it: handlers are those of train, in the main thread
-    _, result = fit(rows=Noisy(act=act), checkpoint=tmp_path / "ck")
+    with StopSignals(deliver=False) as signals:
+        _, result = fit(rows=Noisy(act=act), checkpoint=tmp_path / "ck")
+    assert signals.received == number.name
     assert result.interrupted
     assert signal.getsignal(number) is before
     assert result.stopped.startswith(f"Interrupted by {number.name} at step 73")
@@ -560,14 +564,58 @@ def test_ctrl_c_from_outside_and_a_second_one_raises(tmp_path):
         "    if event.kind == 'start':\n"
         "        kill = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "        threading.Timer(0.3, kill).start()\n"
-        "result = fit(rows=Slow(), max_epochs=1000, patience=0, on_event=press)[1]\n"
+        "with StopSignals(deliver=False):\n"
+        "    result = fit(rows=Slow(), max_epochs=1000, patience=0, on_event=press)[1]\n"
         "print(result.interrupted, result.steps > 5, len(result.history) > 0)\n"
         "def twice(call):\n"
         "    if call == 30: [signal.raise_signal(signal.SIGINT) for _ in range(2)]\n"
-        "try: fit(rows=Noisy(act=twice))\n"
-        "except KeyboardInterrupt: print('raised')\n",
+        "told = []\n"
+        "try: fit(rows=Noisy(act=twice), on_event=lambda event: told.append(event.kind))\n"
+        "except KeyboardInterrupt: print('raised', 'interrupt' not in told)\n",
     )
-    assert done.stdout.split() == ["True", "True", "True", "raised"], done.stderr
+    assert done.stdout.split() == ["True", "True", "True", "raised", "True"], done.stderr
+
+
+def test_a_signal_goes_on_to_where_it_would_have_gone(tmp_path):
+    """Once the best weights are kept: KeyboardInterrupt, the end of the process, own handlers."""
+
+    def press(*numbers):
+        return Noisy(act=lambda call: call == 75 and [signal.raise_signal(n) for n in numbers])
+
+    flow, told = toy(), []
+    with pytest.raises(KeyboardInterrupt):
+        fit(flow, rows=press(signal.SIGINT), checkpoint=tmp_path / "ck", on_event=told.append)
+    assert told[-1].kind == "end"
+    x, _ = Noisy(100, seed=1).batch(torch.arange(100), seeded(0, "validation", 0))
+    assert -flow().log_prob(x).mean().item() == pytest.approx(told[-1].best, abs=1e-5)
+    assert has_checkpoint(tmp_path / "ck")
+
+    seen = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        _, result = fit(rows=press(signal.SIGTERM))
+        assert result.interrupted
+        assert seen == [signal.SIGTERM]
+        _, result = fit(rows=press(signal.SIGTERM, signal.SIGTERM))
+        assert result.interrupted
+        assert seen == [signal.SIGTERM] * 3  # the second at once, the first in the end
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _, result = fit(rows=press(signal.SIGTERM))
+        assert not result.interrupted
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+    done = run_script(
+        tmp_path,
+        "def act(call):\n"
+        "    if call == 75: signal.raise_signal(signal.SIGTERM)\n"
+        "fit(rows=Noisy(act=act), checkpoint=sys.argv[1] + '/own')\n"
+        "print('went on')\n",
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.stdout == ""
+    resumed = fit(checkpoint=tmp_path / "own", resume=True)
+    assert resumed[1].resumed_at == 73
 
 
 def test_two_processes_share_the_batches(tmp_path, uninterrupted):
