@@ -24,11 +24,14 @@ from quarflow.training import (
     TrainingError,
     TrainingProgress,
     TrainingSettings,
+    checkpoint,
+    events,
     has_checkpoint,
+    keeper,
+    loop,
     remove_checkpoint,
     train,
 )
-from quarflow.training import checkpoint
 from quarflow.training.checkpoint import FILE, PARTIAL
 from quarflow.training.device import accelerator_on, choose_device
 from quarflow.training.rows import Sampler, seeded
@@ -259,12 +262,87 @@ def test_a_cut_goes_back_to_the_best_weights():
 
 
 def test_minutes_are_kept():
+    fit(max_epochs=1)  # what is imported at the first fit of a process counts as well
     begun = time.perf_counter()
     _, result = fit(max_epochs=10**6, minutes=1 / 60, patience=0)
     assert time.perf_counter() - begun < 3
     assert 0.7 < result.seconds < 1.3
     assert result.stopped == "Used up its time budget (minutes=0.0167)."
     assert result.history[-1]["learning_rate"] < 2e-3  # the cosine went by the clock
+
+
+class Clock:
+    """Time that only passes where a test says so."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Timed(Noisy):
+    """Rows whose batches take time: 2 s each, or what is given by the number of rows."""
+
+    def __init__(self, clock, n=400, seed=0, seconds=2.0):
+        super().__init__(n, seed)
+        self.clock, self.seconds = clock, seconds
+
+    def batch(self, index, generator):
+        self.clock.now += self.seconds
+        return super().batch(index, generator)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    found = Clock()
+    for module in (loop, keeper, events):
+        monkeypatch.setattr(module, "time", found)
+    return found
+
+
+def timed(clock, setting_up=0.0, step=2.0, validation=2.0, later=None, **changes):
+    class Slow(Toy):
+        def initialize(self, x, c=None):
+            clock.now += setting_up
+
+    flow = Slow()
+    rows, valid = Timed(clock, seconds=step), Timed(clock, 1600, seed=1, seconds=validation)
+
+    def watch(event):
+        if later and event.kind == "evaluation":
+            valid.seconds = later
+
+    chosen = settings(max_epochs=100, patience=0, **changes)  # 1,600 rows: 10 batches
+    result = train(flow, rows, valid, chosen, device="cpu", on_event=watch)
+    return result, clock.now
+
+
+def test_minutes_are_kept_by_slow_steps_and_evaluations(clock):
+    """Setting up counts; no step and no evaluation is begun for which there is no time."""
+    result, seconds = timed(clock, setting_up=30.0, minutes=2.0)
+    # 2 + 30 for the start, 40 for 20 steps, 20 for an evaluation, 6 for 3 steps, 20 again
+    assert [record["step"] for record in result.history] == [20, 23]
+    assert seconds == 118.0
+
+    clock.now = 0.0  # there is never time for one evaluation: as much of it as there is
+    result, seconds = timed(clock, validation=10.0, minutes=1.0)
+    assert [record["step"] for record in result.history] == [20]
+    assert seconds == 62.0
+    assert result.stopped == (
+        "Used up its time budget (minutes=1). There was time to validate 320 of 1,600 rows only."
+    )
+
+    clock.now = 0.0  # the second took longer than expected: not compared with the first
+    result, seconds = timed(clock, minutes=1.5, later=6.0)
+    assert [record["step"] for record in result.history] == [20]
+    assert seconds == 92.0
+    assert result.stopped.endswith("There was no time for the last evaluation.")
+
+    clock.now = 0.0
+    result, seconds = timed(clock, step=100.0, minutes=1.0)  # one batch is longer than it all
+    assert result.steps == 0
+    assert seconds == 202.0
+    assert math.isfinite(result.best)
 
 
 # -- resuming
@@ -330,6 +408,78 @@ def test_without_resume_an_old_checkpoint_goes(tmp_path):
 
 def _raise_at_start(event):
     raise Stop
+
+
+def test_a_full_disk_at_a_checkpoint(tmp_path, uninterrupted, monkeypatch):
+    """It is said once, training goes on, and the checkpoint before can be resumed from."""
+    from safetensors import SafetensorError
+    from safetensors import torch as files
+
+    save, calls, told = files.save_file, [], []
+
+    def full(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) in (3, 4):
+            Path(path).write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        if len(calls) in (6, 7):
+            raise OSError(28, "No space left on device")
+        save(tensors, path, metadata)
+        if len(calls) == 5:
+            kept.append((folder / FILE).read_bytes())
+
+    folder, kept = tmp_path / "ck", []
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full)
+        with pytest.raises(Stop):
+            fit(checkpoint=folder, on_event=lambda e: told.append(e) or _stop_at(80)(e))
+    assert [e.step for e in told if e.kind == "checkpoint"] == [20, 40]
+    assert [e.message for e in told if e.kind == "unsaved"] == [
+        f"The checkpoint of step 60 could not be written to {folder} (I/O error: No space left on "
+        "device (os error 28)): training goes on, with that of step 40 to resume from."
+    ]
+    assert {path.name for path in folder.iterdir()} == {FILE}
+    resumed = fit(checkpoint=folder, resume=True)
+    assert resumed[1].resumed_at == 40
+    assert_same(uninterrupted, resumed)
+
+    calls[:] = [None] * 5
+    told.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full)
+        _, result = fit(checkpoint=tmp_path / "other", on_event=told.append)
+    assert_same(uninterrupted, (uninterrupted[0], result))
+    assert [e.step for e in told if e.kind == "unsaved"] == [20]
+    assert "with none so far to resume from" in next(e.message for e in told if e.message)
+
+
+def _stop_at(step):
+    def stop(event):
+        if event.kind == "evaluation" and event.step == step:
+            raise Stop
+
+    return stop
+
+
+def test_two_runs_never_share_a_checkpoint(tmp_path):
+    folder = tmp_path / "deep" / "ck"
+
+    def second(event):
+        if event.step == 40 and event.kind == "evaluation":
+            with pytest.raises(LockedError, match=f"Another fit is writing to {folder}: wait"):
+                fit(checkpoint=folder, resume=True)
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(checkpoint=folder, on_event=second)
+    assert fit(checkpoint=folder, resume=True)[1].resumed_at == 40
+
+    def fail(event):
+        raise Stop
+
+    with pytest.raises(Stop):
+        fit(checkpoint=tmp_path / "a" / "b", on_event=fail)
+    assert not (tmp_path / "a").exists()  # nothing is left where nothing was written
 
 
 def test_half_written_checkpoint_is_ignored(tmp_path, uninterrupted):
