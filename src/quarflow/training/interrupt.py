@@ -32,12 +32,13 @@ class StopSignals:
         ...     signal.raise_signal(signal.SIGINT)
         ...     signals.received
         'SIGINT'
+        >>> before = signal.signal(signal.SIGTERM, lambda number, frame: print("passed on"))
         >>> with StopSignals():
-        ...     signal.raise_signal(signal.SIGINT)
+        ...     signal.raise_signal(signal.SIGTERM)
         ...     print("this is done first")
-        Traceback (most recent call last):
-        ...
-        KeyboardInterrupt
+        this is done first
+        passed on
+        >>> _ = signal.signal(signal.SIGTERM, before)
     """
 
     def __init__(self, deliver: bool = True) -> None:
