@@ -75,7 +75,8 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     verbose
         Whether to show progress.
     checkpoint, resume
-        Folder for checkpoints while fitting, and whether to go on from the one found there.
+        Folder for checkpoints while fitting, and whether to go on from the one found there, to
+        the same result; one of other arguments or other rows is refused.
 
     Attributes
     ----------
