@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,11 +18,21 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from quarflow.allocator import keep_freed_memory
 from quarflow.data.columns import Columns
 from quarflow.defaults import Defaults, choose_defaults
-from quarflow.fitting import TableRows, build_flow, build_settings, data_units, plain
+from quarflow.fitting import (
+    TableRows,
+    build_flow,
+    build_settings,
+    data_units,
+    identity,
+    plain,
+)
 from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
 from quarflow.frames import check_finite, check_numeric, context_for, read_context
 from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
+
+if TYPE_CHECKING:
+    from quarflow.training import TrainingResult, TrainingSettings
 
 __all__ = ["QuARDensity"]
 
@@ -65,7 +75,8 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     verbose
         Whether to show progress.
     checkpoint, resume
-        Folder for checkpoints while fitting, and whether to go on from the one found there.
+        Folder for checkpoints while fitting, and whether to go on from the one found there, to
+        the same result; one of other arguments or other rows is refused.
 
     Attributes
     ----------
@@ -167,8 +178,11 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         ValueError
             For data that cannot be fitted or an argument out of its range; it names the
             column, the row or the argument.
+        KeyboardInterrupt
+            After Ctrl-C, when the best so far has become this density: who catches it can use
+            it. SIGTERM ends the process at the same point; handlers of one's own are called.
         """
-        from quarflow.training import TrainingProgress, train
+        from quarflow.training import StopSignals, TrainingProgress, train
 
         rows = self._check_rows(X, reset=True)
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
@@ -202,19 +216,34 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         settings = build_settings(chosen, seed)
         model = data_units(flow, columns, context_columns)
 
-        with TrainingProgress(verbose=bool(self.verbose)) as progress:
-            result = train(
-                model,
-                TableRows(rows, given, columns, kept),
-                TableRows(rows, given, columns, valid),
-                settings,
-                device=self.device,
-                checkpoint=self.checkpoint,
-                resume=self.resume,
-                on_event=progress,
-            )
-        self.flow_ = flow.cpu().eval()
-        self.columns_, self.context_columns_ = columns, context_columns
+        with StopSignals():  # passed on in the end, when all that was reached is kept
+            with TrainingProgress(verbose=bool(self.verbose)) as progress:
+                result = train(
+                    model,
+                    TableRows(rows, given, columns, kept, context_names),
+                    TableRows(rows, given, columns, valid, context_names),
+                    settings,
+                    device=self.device,
+                    checkpoint=self.checkpoint,
+                    resume=self.resume,
+                    identity=identity(chosen, flow, columns, context_columns),
+                    on_event=progress,
+                )
+            self.flow_ = flow.cpu().eval()
+            self.columns_, self.context_columns_ = columns, context_columns
+            self._note(chosen, settings, result, (len(kept), len(valid)))
+
+        return self
+
+    def _note(
+        self,
+        chosen: Mapping[str, Any],
+        settings: TrainingSettings,
+        result: TrainingResult,
+        rows: tuple[int, int],
+    ) -> None:
+        """Keep the choices made and the numbers of a fit to so many rows, and as many held out."""
+        flow, context = self.flow_, self.context_columns_
         self.history_ = result.history
         self.settings_ = {
             # random_state may be a generator; what it gave is the seed
@@ -226,11 +255,11 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             "device": result.device,
         }
         self.metrics_ = {
-            "rows": len(rows),
-            "train_rows": len(kept),
-            "valid_rows": len(valid),
-            "columns": rows.shape[1],
-            "context": 0 if given is None else given.shape[1],
+            "rows": sum(rows),
+            "train_rows": rows[0],
+            "valid_rows": rows[1],
+            "columns": len(self.columns_),
+            "context": 0 if context is None else len(context),
             "parameters": sum(p.numel() for p in flow.parameters()),
             "steps": result.steps,
             "epochs": result.epochs,
@@ -240,8 +269,6 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             "interrupted": result.interrupted,
             "recoveries": result.recoveries,
         }
-
-        return self
 
     def _chosen(self, auto: Defaults) -> dict[str, Any]:
         """The arguments, with what is "auto" taken from the defaults."""

@@ -77,6 +77,14 @@ class ImageRows:
 
         return dequantise(x, self.levels, generator), None
 
+    def identity(self) -> dict[str, Any]:
+        """What is asked of the images, and a digest of every pixel of each, in their order."""
+        from quarflow.training.identity import digest
+
+        pixels = digest(self.images.cpu().numpy())
+
+        return {"levels": self.levels, "flip": self.flip, "pixels": pixels}
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -327,6 +335,9 @@ def fit_images(
         device: ``auto``, ``cpu`` or ``cuda``.
         checkpoint, resume, on_event: See :func:`quarflow.training.train`.
 
+    A signal to stop is passed on after the checkpoint was written: within a
+    :class:`quarflow.training.StopSignals` context there is a model of the best so far first.
+
     Raises:
         ValueError: if something cannot be as asked, in plain words.
 
@@ -353,6 +364,7 @@ def fit_images(
         device=device,
         checkpoint=checkpoint,
         resume=resume,
+        identity={"flip": flip, "validation_fraction": validation_fraction},
         on_event=on_event,
     )
     D, levels = math.prod(images.shape), images.levels

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from quarflow._version import __version__
 from quarflow.data.columns import Column
+from quarflow.exchange import exchange, recover
 from quarflow.flows import Flow
 from quarflow.store_flows import (
     FlowConfig,
@@ -116,10 +117,12 @@ def save_model(
 
     Raises:
         StoreError: if the weights are not finite, or the folder holds something else.
+        OSError: if it cannot be written, to a full disk say; what was there is kept.
     """
     folder = Path(os.path.realpath(folder))  # a link to a folder stays one
     weights = {k: v.detach().cpu().contiguous() for k, v in flow.state_dict().items()}
     _check_finite(weights, "The weights to save")
+    recover(folder)
     if folder.exists() and not _may_replace(folder):
         raise StoreError(f"{folder} exists and is not a model; choose another place.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,9 @@ def save_model(
         lines = "".join(json.dumps(_plain(line)) + "\n" for line in log)
         (new / LOG).write_text(lines, encoding="utf-8")
         (new / CONFIG).write_text(_dump(config.model_dump(mode="json")), encoding="utf-8")
-        _swap(new, folder)
+        exchange(new, folder)
+    except SafetensorError as error:  # what it makes of an error of the file system
+        raise OSError(None, str(error), str(folder)) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -205,6 +210,7 @@ def read_model(folder: str | os.PathLike[str], table: bool = False) -> Model:
             not fit the configuration.
     """
     folder = Path(folder)
+    recover(folder)
     if not folder.is_dir():
         raise StoreError(f"There is no model at {folder}: no such folder.")
     config = _read_config(folder)
@@ -355,21 +361,6 @@ def _may_replace(folder: Path) -> bool:
     return folder.is_dir() and (
         is_model(folder) or {p.name for p in folder.iterdir()} <= {"checkpoint"}
     )
-
-
-def _swap(new: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.rename(new, folder)
-        return
-    old = folder.with_name(f"{new.name}.old")
-    try:
-        os.rename(folder, old)
-        os.rename(new, folder)
-    except BaseException:  # Ctrl-C between the two included
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -129,7 +129,9 @@ def frame_of(names: Sequence[str], values: Any) -> Any:
 def load(model: Path) -> Any:
     """Return the fitted estimator saved in a folder."""
     from quarflow import QuARDensity
+    from quarflow.exchange import recover
 
+    recover(model)
     if not model.is_dir():
         raise CommandError(f"There is no model folder {model}.")
     if not (model / "config.json").exists() and (model / "checkpoint").is_dir():

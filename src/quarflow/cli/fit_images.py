@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from quarflow.cli.common import INTERRUPTED, CommandError, duration, quoted
+from quarflow.cli.common import CommandError, duration, quoted
 
-__all__ = ["fit_image_model", "tell", "wants_images"]
+__all__ = ["fit_image_model", "say", "tell", "wants_images"]
 
 DATA_OPTIONS = ("levels", "layout", "flip", "keep_stand_ins", "validation_fraction", "flow")
 FLOWS = ("ImageQuAR", "ImageResidualFlow")
@@ -40,6 +40,14 @@ def wants_images(data: Path) -> bool:
     return is_images(data) or (not data.exists() and str(data) in SETS)
 
 
+def say(text: str) -> None:
+    """Print a line, once where several processes fit together."""
+    from quarflow.training.device import is_main_process
+
+    if is_main_process():
+        typer.echo(text)
+
+
 def fit_image_model(
     data: Path,
     checkpoint: Path,
@@ -50,11 +58,15 @@ def fit_image_model(
     device: str,
     resume: bool,
     settings: Sequence[str],
-) -> Any:
-    """Fit an image flow; returns the :class:`quarflow.image_fitting.ImageModel`, not saved yet."""
+    save: Callable[[Any], None],
+) -> tuple[Any, str | None]:
+    """Fit an image flow and save it, whatever signal comes in between.
+
+    Returns the :class:`quarflow.image_fitting.ImageModel` and the name of the signal, if any.
+    """
     from quarflow.data import load_set, read_images
     from quarflow.image_fitting import fit_images
-    from quarflow.training import TrainingProgress, TrainingSettings
+    from quarflow.training import StopSignals, TrainingProgress, TrainingSettings
 
     chosen = _settings(settings)
     name = chosen["data"].pop("flow", FLOWS[0])
@@ -69,29 +81,28 @@ def fit_image_model(
             raise CommandError(f"--set {next(iter(chosen['data']))} is for files, not for {data}.")
         images = load_set(str(data))
     if images.note:
-        typer.echo(images.note)
+        say(images.note)
     options: dict[str, Any] = {**TRAINING, **chosen["training"], "minutes": minutes, "seed": seed}
     if max_epochs is not None:
         options["max_epochs"] = max_epochs
     training = TrainingSettings(**options)
-    with TrainingProgress() as progress:
-        model = fit_images(
-            images,
-            training,
-            name=name,
-            arguments=chosen["flow"],
-            flip=bool(flip),
-            validation_fraction=fraction,
-            device=device,
-            checkpoint=checkpoint,
-            resume=resume,
-            on_event=progress,
-        )
-    if model.metrics["interrupted"] and not model.history:
-        typer.echo("Interrupted before there was anything to keep.", err=True)
-        raise typer.Exit(INTERRUPTED)
+    with StopSignals(deliver=False) as signals:
+        with TrainingProgress() as progress:
+            model = fit_images(
+                images,
+                training,
+                name=name,
+                arguments=chosen["flow"],
+                flip=bool(flip),
+                validation_fraction=fraction,
+                device=device,
+                checkpoint=checkpoint,
+                resume=resume,
+                on_event=progress,
+            )
+        save(model)
 
-    return model
+    return model, signals.received
 
 
 def tell(model: Any, output: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quarflow.training.settings import TrainingSettings
 
-__all__ = ["Plan", "Rows", "Sampler", "fingerprint", "mix", "seeded"]
+__all__ = ["Plan", "Rows", "Sampler", "mix", "seeded"]
 
 
 class Rows(Protocol):
@@ -19,7 +19,9 @@ class Rows(Protocol):
 
     An optional attribute `device` says where `index` and `generator` should live (default: the
     CPU); the batch is moved to the training device in any case. An optional `first` says how
-    many rows the data-dependent initialisation should see (default: 1,024).
+    many rows the data-dependent initialisation should see (default: 1,024). An optional method
+    `identity()` gives digests of the data by name (default: of all batches), by which a
+    checkpoint knows its data again.
     """
 
     def __len__(self) -> int:
@@ -115,16 +117,3 @@ class Sampler:
         index = torch.randperm(len(self.rows), generator=seeded(self.seed, "first"))
         index = index[: max(least, self.plan.batch_size)].to(self.device)
         return self.rows.batch(index, seeded(self.seed, "first noise", device=self.device))
-
-
-def fingerprint(rows: Rows) -> list[float]:
-    """Summarise rows in a few numbers, to notice that a checkpoint belongs to other data."""
-    device = torch.device(getattr(rows, "device", "cpu"))
-    index = torch.linspace(0, len(rows) - 1, min(len(rows), 1024)).round().long().to(device)
-    x, c = rows.batch(index, seeded(0, "fingerprint", device=device))
-    numbers = [float(len(rows))]
-    for part in (x, c):
-        if part is not None:
-            wide = part.double()
-            numbers += [float(part.shape[-1]), wide.mean().item(), wide.abs().mean().item()]
-    return numbers
