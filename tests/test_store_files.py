@@ -79,7 +79,7 @@ def test_weights_with_terabytes_that_no_flow_needs(folder):
     with (folder / WEIGHTS).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text + data[8 + size :])
         file.truncate(8 + len(text) + end)
-    refused(folder, "'extra' is unknown")
+    refused(folder, WEIGHTS, "bytes")
 
 
 METRIC_CHANGES = {

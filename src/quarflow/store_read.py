@@ -169,12 +169,13 @@ def _check(model: type[BaseModel], data: Mapping[str, Any], where: str) -> None:
 
 
 def check_size(path: Path, least: int) -> None:
-    """Refuse weights of fewer numbers than the flow needs, before it is built.
+    """Refuse weights of fewer numbers than the flow needs, or far more, before it is built.
 
     Raises:
-        StoreError: if there are too few, or the file is missing or damaged.
+        StoreError: if there are too few or many, or the file is missing or damaged.
     """
-    with _opened(path) as file:
+    # A number takes 8 bytes at most, and `least` is not far below what the flow holds.
+    with _opened(path, 64 * least + (16 << 20)) as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     size = sum(torch.Size(shape).numel() for shape in shapes)
     if size < least:
@@ -209,12 +210,12 @@ def read_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class _opened:
     """A safetensors file for a `with` block; what goes wrong in it is a StoreError."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, most: int | None = None) -> None:
+        self.path, self.most = path, most
 
     def __enter__(self) -> Any:
         try:
-            _check_plain(self.path, os.stat(self.path))
+            _check_plain(self.path, os.stat(self.path), self.most)
             self._file = safe_open(self.path, framework="pt")
         except FileNotFoundError:
             raise StoreError(
