@@ -158,11 +158,13 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X
-            Rows to model, shape (n, D): an array or a pandas or polars frame.
+            Rows to model, shape (n, D): an array, a tensor, or a pandas or polars frame, of
+            numbers in any type (whole, boolean, Decimal, nullable, objects).
         y
             Ignored.
         context
-            Conditioning variables of the same rows, shape (n, C), or None.
+            Conditioning variables of the same rows, shape (n, C), or None. Nothing depends on
+            one that is constant.
 
         Raises
         ------

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from quarflow.data.column_bounds import bounds_of
 from quarflow.data.column_detect import find_tails, find_ties
 from quarflow.data.column_transform import ColumnTransform
 from quarflow.data.source import listed, shorten
@@ -367,31 +368,7 @@ def _check(
                     f"{argument} names the column {shorten(name)}, but the columns are "
                     f"{listed(names)}."
                 )
-    return {name: _limits(name, pair) for name, pair in bounds.items()}
-
-
-def _limits(name: str, pair: Any) -> tuple[float | None, float | None]:
-    """The bounds of a column as numbers."""
-    if not isinstance(pair, tuple | list | np.ndarray) or len(pair) != 2:
-        raise ValueError(f"The bounds of {name!r} must be a pair (lower, upper), not {pair!r}.")
-    for limit in pair:
-        number = isinstance(limit, int | float | np.integer | np.floating)
-        if limit is not None and (not number or isinstance(limit, bool)):
-            raise ValueError(
-                f"The bounds of {name!r} must be numbers, or None for no bound, not {limit!r}."
-            )
-    try:
-        lower, upper = (None if limit is None else float(limit) for limit in pair)
-    except OverflowError:
-        lower = upper = math.inf
-    if any(limit is not None and not math.isfinite(limit) for limit in (lower, upper)) or (
-        lower is not None and upper is not None and lower >= upper
-    ):
-        raise ValueError(
-            f"The bounds of {name!r} must be finite with lower < upper (None for no bound), "
-            f"not ({pair[0]}, {pair[1]})."
-        )
-    return lower, upper
+    return {name: bounds_of(name, pair) for name, pair in bounds.items()}
 
 
 def _check_names(names: list[str]) -> None:
