@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -53,7 +53,7 @@ class Table:
     names: list[str]
     values: np.ndarray
     dropped: int = 0
-    others: pl.DataFrame | None = None
+    others: pl.DataFrame | None = field(default=None, repr=False)
 
 
 def read_table(
