@@ -6,17 +6,19 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from quarflow.allocator import keep_freed_memory
 from quarflow.data.columns import Columns
+from quarflow.data.values import is_frame, read_values
 from quarflow.defaults import Defaults, choose_defaults
 from quarflow.fitting import (
     TableRows,
@@ -28,7 +30,7 @@ from quarflow.fitting import (
 )
 from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
-from quarflow.frames import check_finite, check_numeric, context_for, read_context
+from quarflow.frames import check_finite, context_for, read_context, warn_of_new_values
 from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
 
 if TYPE_CHECKING:
@@ -167,11 +169,13 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X
-            Rows to model, shape (n, D): an array or a pandas or polars frame.
+            Rows to model, shape (n, D): an array, a tensor, or a pandas or polars frame, of
+            numbers in any type (whole, boolean, Decimal, nullable, objects).
         y
             Ignored.
         context
-            Conditioning variables of the same rows, shape (n, C), or None.
+            Conditioning variables of the same rows, shape (n, C), or None. Nothing depends on
+            one that is constant.
 
         Raises
         ------
@@ -204,7 +208,9 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         context_columns = (
             None
             if given is None
-            else Columns.fit(given, context_names, discrete="none", tails=self.tails)
+            else Columns.fit(
+                given, context_names, discrete="none", tails=self.tails, constant="keep"
+            )
         )
 
         valid_rows = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
@@ -317,7 +323,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             If a row did not converge.
         """
         check_is_fitted(self)
-        Z = np.asarray(Z, dtype=np.float64)
+        Z, _ = read_values(Z, "Z")
         if Z.ndim != 2 or Z.shape[1] != self.n_features_in_:
             raise ValueError(f"Z must have shape (n, {self.n_features_in_}), not {Z.shape}.")
 
@@ -416,7 +422,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         with torch.inference_mode():
             p: FlowDistribution | None = model() if given is None else None
             step = self._chunk_rows()
-            for start in range(0, len(rows), step):
+            for start in range(0, max(len(rows), 1), step):  # no rows are a chunk as well
                 part = slice(start, start + step)
                 if given is not None:
                     p = model(torch.from_numpy(given[part]))
@@ -438,16 +444,18 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         return data_units(flow, self.columns_, self.context_columns_)
 
     def _check_rows(self, X: Any, reset: bool) -> NDArray[np.float64]:
-        check_numeric(X, "X")
-        rows = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=np.float64,
-            order="C",
-            ensure_all_finite=False,
-            ensure_min_samples=1,
-        )
+        values, names = read_values(X, "X")
+        if values.ndim != 2:
+            raise ValueError(
+                f"Expected a 2D array of rows x columns for X, got an array with dim "
+                f"{values.ndim}. Reshape your data: X.reshape(-1, 1) makes a column of it, "
+                "X.reshape(1, -1) a row, X.reshape(len(X), -1) a row of each entry."
+            )
+        framed = is_frame(X) and names is not None
+        if framed:  # scikit-learn compares the names; the values have been read
+            validate_data(self, X, reset=reset, skip_check_array=True)
+        check = check_array if framed else partial(validate_data, self, reset=reset)
+        rows = check(values, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=reset)
         check_finite(rows, self._names())
 
         return np.require(rows, requirements=["C", "W"])  # tensors cannot share read-only memory
@@ -461,7 +469,10 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         if context is None:
             raise ValueError(f"This density needs context: columns {', '.join(wanted)}.")
 
-        return context_for(context, wanted, rows)
+        given = context_for(context, wanted, rows)
+        warn_of_new_values(given, self.context_columns_)
+
+        return given
 
     def _names(self) -> list[str]:
         named = getattr(self, "feature_names_in_", None)

@@ -126,11 +126,24 @@ def frame_of(names: Sequence[str], values: Any) -> Any:
     return pl.DataFrame({name: values[:, i] for i, name in enumerate(names)})
 
 
+def holds_images(model: Path) -> bool:
+    """Whether a folder says that it holds an image model; loading it checks the rest."""
+    if not (model / "config.json").is_file():  # without torch
+        return False
+    from quarflow import store
+
+    return store.holds_images(model)
+
+
 def load(model: Path) -> Any:
     """Return the fitted estimator saved in a folder."""
     from quarflow import QuARDensity
     from quarflow.exchange import recover
 
+    if model.is_file():
+        raise CommandError(
+            f"{model} is a file, not the folder of a model; the model comes first, then the data."
+        )
     recover(model)
     if not model.is_dir():
         raise CommandError(f"There is no model folder {model}.")

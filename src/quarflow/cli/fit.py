@@ -24,6 +24,7 @@ from quarflow.cli.common import (
     quoted,
 )
 from quarflow.cli.fit_images import fit_image_model, say, tell, wants_images
+from quarflow.cli.layout import nats
 
 CHECKPOINT = "checkpoint"
 OWN_OPTIONS = {
@@ -323,10 +324,8 @@ def _tell(estimator: Any, data: Path, output: Path) -> None:
     typer.echo(
         f"{metrics['rows']:,} rows, {len(estimator.columns_.names)} columns{context}, "
         f"{metrics['parameters']:,} parameters.\n"
-        f"Validation: {metrics['valid_nats']:.4f} nats per row, "
-        f"after {duration(metrics['seconds'])}.\n"
-        f"{metrics['stopped']}"
-    )
+        f"Validation: {nats(metrics['valid_nats'])}, after {duration(metrics['seconds'])}."
+    )  # why it stopped, the progress has said
     model, rows = quoted(output), quoted(data)
     if metrics.get("interrupted"):
         typer.echo(f"The best so far is saved in {output}; --resume goes on with the run.")

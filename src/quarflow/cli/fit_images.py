@@ -37,6 +37,8 @@ def wants_images(data: Path) -> bool:
     from quarflow.data import is_images
     from quarflow.data.image_sets import SETS
 
+    if data.is_dir():
+        _check_no_table(data)
     return is_images(data) or (not data.exists() and str(data) in SETS)
 
 
@@ -46,6 +48,21 @@ def say(text: str) -> None:
 
     if is_main_process():
         typer.echo(text)
+
+
+def _check_no_table(folder: Path) -> None:
+    """Refuse a folder that holds a model, or tables but no pictures, with the way out."""
+    from quarflow.data.image_files import PICTURES
+    from quarflow.data.tables import ENDINGS
+
+    if (folder / "config.json").is_file():
+        raise CommandError(f"{folder} is the folder of a model, where data are wanted.")
+    endings = {path.suffix.lower(): path for path in sorted(folder.iterdir(), reverse=True)}
+    tables = [path for ending, path in endings.items() if ending in ENDINGS]
+    if tables and not endings.keys() & set(PICTURES):
+        raise CommandError(
+            f"{folder} is a folder, not a table; give one file of it, such as {min(tables)}."
+        )
 
 
 def fit_image_model(
@@ -112,8 +129,7 @@ def tell(model: Any, output: Path) -> None:
         f"{metrics['images']:,} images of {W} x {H} pixels, {C} channel{'s'[: C > 1]}; "
         f"{metrics['parameters']['unmasked']:,} parameters.\n"
         f"Validation: {metrics['valid_bits_per_dim']:.4f} bits per dimension, "
-        f"after {duration(metrics['seconds'])}.\n"
-        f"{metrics['stopped']}"
+        f"after {duration(metrics['seconds'])}."
     )
     if metrics["interrupted"]:
         typer.echo(f"The best so far is saved in {output}; --resume goes on with the run.")

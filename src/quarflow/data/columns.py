@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from quarflow.data.column_bounds import bounds_of
 from quarflow.data.column_detect import find_tails, find_ties
 from quarflow.data.column_transform import ColumnTransform
 from quarflow.data.source import listed, shorten
@@ -20,6 +21,7 @@ __all__ = ["Column", "Columns"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)]
+FLAT = 1e300  # scale of a constant column of the context: all it may hold standardises to 0
 Bounds = Mapping[str, tuple[float | None, float | None]]
 
 
@@ -58,6 +60,11 @@ class Column(BaseModel):
         return self
 
     @property
+    def constant(self) -> bool:
+        """Whether it held one value only, so that it says nothing (a context may)."""
+        return self.scale == FLAT
+
+    @property
     def support(self) -> tuple[float, float]:
         """The open interval that carries the density."""
         half = 0.5 * (self.step or 0.0)
@@ -67,6 +74,8 @@ class Column(BaseModel):
     def describe(self) -> str | None:
         """What is done to this column besides standardising, as a sentence; None if nothing."""
         told = []
+        if self.constant:
+            told.append(f"is {self.mean:.6g} in every row, so nothing depends on it")
         if self.step is not None:
             noise = f"noise of width {self.step:.6g} is added in training"
             if self.grid is not None and not self.atoms:
@@ -134,12 +143,14 @@ class Columns:
         bounds: Bounds | None = None,
         discrete: Literal["auto", "none"] | Sequence[str] = "auto",
         tails: Literal["auto", "none"] = "auto",
+        constant: Literal["refuse", "keep"] = "refuse",
     ) -> Columns:
         """Look at each column of X (N, D) and settle its preprocessing.
 
         bounds: (lower, upper) by name, either may be None. discrete: "auto" detects whole
         numbers, lattices and ties, "none" takes all columns for continuous, a list names the
-        discrete ones. tails: "auto" tames heavy tails where the likelihood gains by it.
+        discrete ones. tails: "auto" tames heavy tails where the likelihood gains by it. constant:
+        "keep" makes a constant column 0, as a context may hold, which needs no density.
         Deterministic. Raises ValueError, naming the column (and row), for fewer than two rows,
         missing values, a constant column, or a value outside its bounds.
         """
@@ -148,6 +159,9 @@ class Columns:
         limits = _check(X, names, bounds or {}, discrete, tails)
         fitted = []
         for j, name in enumerate(names):
+            if constant == "keep" and _rounding_only(X[:, j]):
+                fitted.append(Column(name=name, mean=float(np.median(X[:, j])), scale=FLAT))
+                continue
             forced = not isinstance(discrete, str) and name in discrete
             wanted = forced or discrete == "auto"
             column = _detect(X[:, j], name, limits.get(name, (None, None)), wanted, forced)
@@ -269,7 +283,7 @@ def _detect(
             f"Column {name!r} is constant ({low:.6g} in every row), so it has no density; "
             "leave it out."
         )
-    if high - low <= 256 * math.ulp(max(abs(low), abs(high))):
+    if _rounding_only(x):
         raise ValueError(
             f"Column {name!r} is constant but for rounding (from {low!r} to {high!r}); "
             "leave it out, or subtract its mean before it is stored."
@@ -292,6 +306,12 @@ def _detect(
         lower=lower,
         upper=upper,
     )
+
+
+def _rounding_only(x: np.ndarray) -> bool:
+    """Whether a column differs by no more than rounding."""
+    low, high = float(x.min()), float(x.max())
+    return high - low <= 256 * math.ulp(max(abs(low), abs(high)))
 
 
 def _settle(x: np.ndarray, column: Column, tails: str, seed: int) -> Column:
@@ -335,6 +355,12 @@ def _check(
                 f"discrete must be 'auto', 'none' or a list of column names, not {discrete!r}."
             )
         discrete = []
+    if not isinstance(bounds, Mapping):
+        raise ValueError(f"bounds must be a dict {{column: (lower, upper)}}, not {bounds!r}.")
+    if not isinstance(discrete, Iterable):
+        raise ValueError(
+            f"discrete must be 'auto', 'none' or a list of column names, not {discrete!r}."
+        )
     for argument, given in (("discrete", discrete), ("bounds", bounds)):
         for name in given:
             if name not in names:
@@ -342,22 +368,7 @@ def _check(
                     f"{argument} names the column {shorten(name)}, but the columns are "
                     f"{listed(names)}."
                 )
-    limits: dict[str, tuple[float | None, float | None]] = {}
-    for name, pair in bounds.items():
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(
-                f"The bounds of {name!r} must be a pair (lower, upper), not {pair!r}."
-            )
-        lower, upper = pair
-        if any(limit is not None and not math.isfinite(limit) for limit in pair) or (
-            lower is not None and upper is not None and lower >= upper
-        ):
-            raise ValueError(
-                f"The bounds of {name!r} must be finite with lower < upper (None for no bound), "
-                f"not ({lower}, {upper})."
-            )
-        limits[name] = (lower, upper)
-    return limits
+    return {name: bounds_of(name, pair) for name, pair in bounds.items()}
 
 
 def _check_names(names: list[str]) -> None:
