@@ -4,8 +4,13 @@
 // its rows: what one thread works on at a time, small enough for its cache.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#if defined(__AVX__) || defined(__FMA__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int BYTES = 64;
@@ -57,6 +62,39 @@ template <class T>
 inline Vec<T> splat(T value) {
     return value - Vec<T>{};
 }
+
+// a b + c, rounded once where the machine can do that fast (FUSED), whatever the compiler would
+// have made of the product and the sum.
+#if defined(__AVX512F__)
+constexpr bool FUSED = true;
+inline Vec<float> fused(Vec<float> a, Vec<float> b, Vec<float> c) {
+    return Vec<float>(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+inline Vec<double> fused(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return Vec<double>(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
+}
+#elif defined(__AVX__) && defined(__FMA__)
+constexpr bool FUSED = true;
+inline Vec<float> fused(Vec<float> a, Vec<float> b, Vec<float> c) {
+    return Vec<float>(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+inline Vec<double> fused(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return Vec<double>(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
+}
+#elif defined(__aarch64__)
+constexpr bool FUSED = true;
+template <class V>
+inline V fused(V a, V b, V c) {
+    for (unsigned j = 0; j < sizeof(V) / sizeof(a[0]); j++) c[j] = std::fma(a[j], b[j], c[j]);
+    return c;
+}
+#else
+constexpr bool FUSED = false;
+template <class V>
+inline V fused(V a, V b, V c) {
+    return a * b + c;
+}
+#endif
 
 #if defined(__clang__)
 constexpr bool SHUFFLES = false;
