@@ -130,11 +130,16 @@ def _key(compiler: Sequence[str]) -> str:
 
 def _run(*command: str, scratch: Path | None = None) -> str:
     """What a command prints; its temporary files lie in the scratch folder too."""
+    # What is loaded into this process, such as a sanitizer, is not meant for a compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    if scratch:
+        environment["TMPDIR"] = str(scratch)
+
     return subprocess.run(
         command,
         check=True,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        env={**os.environ, "TMPDIR": str(scratch)} if scratch else None,
+        env=environment,
     ).stdout

@@ -97,7 +97,7 @@ inline Vec<T> exp_minus_one(Vec<T> x) {
     Vec<T> k = rounded<T>(x * T(1.44269504088896340736));
     Vec<T> r = (x - k * K::ln2[0]) - k * K::ln2[1];
     Vec<T> p = r + r * r * polynomial<T>(r, K::exponential);
-    Int<T> bits = (__builtin_convertvector(k, Int<T>) + K::bias) << K::mantissa;
+    Bits<T> bits = (Bits<T>(__builtin_convertvector(k, Int<T>)) + K::bias) << K::mantissa;
     Vec<T> power;
     std::memcpy(&power, &bits, sizeof power);
     return power * p + (power - 1);
@@ -107,10 +107,10 @@ inline Vec<T> exp_minus_one(Vec<T> x) {
 template <class T>
 inline Vec<T> logarithm(Vec<T> x) {
     using K = Constants<T>;
-    Int<T> bits;
+    Bits<T> bits;
     std::memcpy(&bits, &x, sizeof bits);
     bits += K::one - K::root_half;
-    Vec<T> k = __builtin_convertvector((bits >> K::mantissa) - K::bias, Vec<T>);
+    Vec<T> k = __builtin_convertvector((Int<T>(bits) >> K::mantissa) - K::bias, Vec<T>);
     bits = (bits & K::fraction) + K::root_half;
     Vec<T> m;
     std::memcpy(&m, &bits, sizeof m);

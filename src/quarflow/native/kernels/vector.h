@@ -30,17 +30,21 @@ template <>
 struct Types<float> {
     typedef float V __attribute__((vector_size(BYTES)));
     typedef int32_t I __attribute__((vector_size(BYTES)));
+    typedef uint32_t U __attribute__((vector_size(BYTES)));
 };
 template <>
 struct Types<double> {
     typedef double V __attribute__((vector_size(BYTES)));
     typedef int64_t I __attribute__((vector_size(BYTES)));
+    typedef uint64_t U __attribute__((vector_size(BYTES)));
 };
 
 template <class T>
 using Vec = typename Types<T>::V;
 template <class T>
 using Int = typename Types<T>::I;
+template <class T>
+using Bits = typename Types<T>::U;  // those of NaN may overflow
 template <class T>
 constexpr int LANES = BYTES / sizeof(T);
 template <class T>
