@@ -53,17 +53,19 @@ def _elu(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.relu(x) + below, below + 1
 
 
+FLAT = 700.0  # beyond it the sigmoid is 0 or 1 in any type; infinity times 0 would be no number
+
+
 def _lipswish(x: Tensor) -> tuple[Tensor, Tensor]:
     s = torch.sigmoid(x)
-    value = x * s
 
-    return value / 1.1, (s + value * (1 - s)) / 1.1
+    return x.clamp(min=-FLAT) * s / 1.1, s * (1 + x.clamp(-FLAT, FLAT) * (1 - s)) / 1.1
 
 
 def _lipswish_curvature(x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
     s = torch.sigmoid(x)
 
-    return s * (1 - s) * (2 + x * (1 - 2 * s)) / 1.1
+    return s * (1 - s) * (2 + x.clamp(-FLAT, FLAT) * (1 - 2 * s)) / 1.1
 
 
 def _tanh(x: Tensor) -> tuple[Tensor, Tensor]:

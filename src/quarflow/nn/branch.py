@@ -16,6 +16,7 @@ from quarflow.nn.activations import activation as lookup
 from quarflow.nn.fused import Layers, value_and_diagonal
 from quarflow.nn.linear import BlockTriangularLinear
 from quarflow.nn.norms import NORMS, product_bound, spectral_bound
+from quarflow.nn.scale import output_scale, refuse_overflow
 
 MAX_SIGMA = 0.9999  # so that 1 + d stays well above 0 in float32
 
@@ -222,16 +223,12 @@ class Branch(nn.Module):
         ]
 
         P = self.product(weights)  # (T, D) or (T, 1)
-        theta = self.theta
-        # Rounding of sigma / P * P, and of sigma itself, must not lift abs(d) above sigma.
-        sigma = self.sigma * (1 - 4 * torch.finfo(P.dtype).eps)
-        # P = theta = 0 only if the branch vanishes: any finite scale is right there.
-        scale = sigma / (theta + P).clamp_min(torch.finfo(P.dtype).tiny ** 0.5)
-        bound = scale * P
-        weights[-1] = weights[-1] * scale[:, :, None]
-        blocks[-1] = blocks[-1] * scale[:, :, None, None]
-        last = biases[-1]
-        biases[-1] = last * _per_step(scale, last.dim() - 1)
+        scale = output_scale(P, self.theta_raw, self.sigma)
+        refuse_overflow(weights, [layer.bias for layer in layers], scale)
+        bound = scale.bound.to(weights[0].dtype)
+        weights[-1], blocks[-1] = scale.times(weights[-1]), scale.times(blocks[-1])
+        last = biases[-1]  # (T, D) or (T, *, D)
+        biases[-1] = scale.times(last.movedim(-1, 1)).movedim(1, -1)
 
         return BoundBranches(
             tuple(weights), tuple(blocks), tuple(biases), self._activation, bound, self.reverse

@@ -15,6 +15,7 @@ from quarflow.nn.conv import CausalConv2d, Taps
 from quarflow.nn.conv_fused import Pass, conv_value_and_diagonal
 from quarflow.nn.conv_paper import dense_value_and_diagonal
 from quarflow.nn.norms import convolution_bound, product_bound, spectral_bound
+from quarflow.nn.scale import output_scale, refuse_overflow
 
 IMPLEMENTATIONS = ("fused", "paper")
 CONV_NORMS = ("dimension", "center", "operator")
@@ -186,22 +187,24 @@ class ConvBranch(nn.Module):
         with torch.autocast(self.first.bias.device.type, enabled=False):
             weights = [layer.weight() for layer in self.layers]
             P = self.product(weights)  # (T, C) or (T, 1)
-            # Rounding of sigma / P * P, and of sigma, must not lift abs(d) above sigma.
-            sigma = self.sigma * (1 - 4 * torch.finfo(P.dtype).eps)
-            # P = theta = 0 only if the branch vanishes: any finite scale is right there.
-            scale = sigma / (self.theta + P).clamp_min(torch.finfo(P.dtype).tiny ** 0.5)
-            bound = (scale * P).expand(scale.shape)
+            scale = output_scale(P, self.theta_raw, self.sigma)
             first, middle, last = weights
+            refuse_overflow(
+                (first.flatten(2), middle.flatten(2), last.transpose(1, 2).flatten(1, 2)),
+                [layer.bias for layer in self.layers],
+                scale,
+                last.shape[2],
+            )
+            bound = scale.bound.to(last.dtype).expand(len(last), self.shape[0])
             W = (
                 first.flatten(2),  # (T, C k, taps C)
                 middle.flatten(2),  # (T, C k, C k)
                 # (T, C, taps, C k) to products that are summed over taps: (T, taps C, C k)
-                (last * scale[:, :, None, None]).transpose(1, 2).flatten(1, 2),
+                scale.times(last).transpose(1, 2).flatten(1, 2),
             )
             blocks: list[Tensor] = [layer.diagonal for layer in self.layers]
-            blocks[-1] = blocks[-1] * scale[:, :, None, None]
             biases: list[Tensor] = [layer.bias for layer in self.layers]
-            biases[-1] = biases[-1] * scale
+            blocks[-1], biases[-1] = scale.times(blocks[-1]), scale.times(biases[-1])
 
         return [
             BoundConvBranch(

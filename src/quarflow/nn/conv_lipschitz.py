@@ -13,6 +13,7 @@ from quarflow.nn.activations import Activation
 from quarflow.nn.activations import activation as lookup
 from quarflow.nn.lipschitz import MAX_COEFF
 from quarflow.nn.norms import convolution_bound, spectral_bound
+from quarflow.nn.scale import limited
 
 __all__ = ["BoundConvNet", "ConvLinearization", "LipschitzConv2d", "LipschitzConvNet"]
 
@@ -166,11 +167,8 @@ class LipschitzConv2d(nn.Module):
             reach = width // 2
             taps = [(i - reach, j - reach) for i in range(width) for j in range(width)]
             norm = convolution_bound(self.weight.flatten(3).mT, taps, self.size)
-        # Rounding must not lift the norm, nor the bound on it, above coeff.
-        coeff = self.coeff * (1 - 4 * torch.finfo(norm.dtype).eps)
-        excess = (norm / coeff).clamp_min(1)
 
-        return self.weight / excess[:, None, None, None, None], (norm / excess).clamp_max(coeff)
+        return limited(self.weight, norm, self.coeff)
 
     def extra_repr(self) -> str:
         """Shapes and coefficient, for printing."""

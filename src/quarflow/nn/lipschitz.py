@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quarflow.nn.activations import activation as lookup
 from quarflow.nn.mlp import BoundMLP, StackedLinear
 from quarflow.nn.norms import spectral_bound
+from quarflow.nn.scale import limited
 
 __all__ = ["MAX_COEFF", "LipschitzBranch", "LipschitzLinear", "LipschitzMLP"]
 
@@ -48,12 +49,7 @@ class LipschitzLinear(StackedLinear):
 
     def effective(self) -> tuple[Tensor, Tensor]:
         """Effective weights, shape (T, out, in), and the bounds on their norms, shape (T)."""
-        norm = spectral_bound(self.weight)
-        # Rounding must not lift the norm, nor the bound on it, above coeff.
-        coeff = self.coeff * (1 - 4 * torch.finfo(norm.dtype).eps)
-        excess = (norm / coeff).clamp_min(1)
-
-        return self.weight / excess[:, None, None], (norm / excess).clamp_max(coeff)
+        return limited(self.weight, spectral_bound(self.weight), self.coeff)
 
     def extra_repr(self) -> str:
         """Shapes and coefficient, for printing."""

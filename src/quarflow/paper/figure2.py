@@ -41,7 +41,7 @@ class UnitNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The matrices, of norm at most 1."""
-        return weight / spectral_bound(weight)[..., None, None]
+        return weight / spectral_bound(weight)[..., None, None].to(weight.dtype)
 
 
 def _step(**options: Any) -> Flow:
