@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from quarflow.solvers import solve
 
@@ -23,7 +22,8 @@ def implicit_root(x: Tensor, z: Tensor, f: Function, **solver: Any) -> Tensor:
     .. math:: \mathrm{d}x = J^{-1} (\mathrm{d}z - \mathrm{d}f)
 
     The backward pass solves :math:`J^\top v = g` by :func:`quarflow.solvers.solve`: its sweeps
-    cost a vector-Jacobian product each, and no graph of the forward sweeps is kept.
+    cost a vector-Jacobian product each, and no graph of the forward sweeps is kept. Where it is to
+    be differentiated itself, v is an implicit root too, and so on: to any order.
 
     Arguments:
         x: The root, shape (*, D), without gradients.
@@ -49,33 +49,59 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor, f: Function, solver: dict) -> Tensor:
-        ctx.save_for_backward(x)
+        root = x.clone()
+        ctx.save_for_backward(root)  # an output: where gradients are followed, so is the root
         ctx.f, ctx.solver = f, solver
 
-        return x.clone()
+        return root
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        (x,) = ctx.saved_tensors
+        (root,) = ctx.saved_tensors
+        twice = torch.is_grad_enabled()
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
+            x = root.detach().requires_grad_()
             z, slope = ctx.f(x)
-        slope = slope.detach().expand_as(x).reshape(-1, x.shape[-1])
-        right = grad.reshape_as(slope)
-        # Gradients can be of any size, tolerances are relative to about 1.
-        size = right.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(right.dtype).tiny)
-        right = right / size
+        slope = slope.detach().expand_as(x)
 
-        def transposed(v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            # J^T is triangular the other way round: the same solver, with a linear map.
-            full = torch.zeros_like(slope).index_copy(0, rows, v)
-            (product,) = torch.autograd.grad(z, x, full.reshape_as(x), retain_graph=True)
-            return product.reshape_as(slope)[rows], slope[rows]
+        def vjp(v: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(z, x, v, retain_graph=True)
+            return product
 
-        # v can be far larger than the right-hand side, and its rounding with it: fewer digits.
-        tolerance = 1e-9 if x.dtype == torch.float64 else 1e-5
-        options = {"tolerance": tolerance, **ctx.solver}
-        v = size * solve(transposed, right, start=right / slope, **options).x
+        v = _transposed_root(vjp, grad.detach(), slope, ctx.solver)
+        if not twice:
+            return None, -v, None, None
 
-        return None, -v.reshape_as(x), None, None
+        # Somebody wants second derivatives: v itself is a root, of J^T v = g, whose map depends on
+        # the root x and on all that f is made of.
+        value = ctx.f(root)[0]
+
+        def transposed(v: Tensor) -> tuple[Tensor, Tensor]:
+            (product,) = torch.autograd.grad(value, root, v, create_graph=True)
+            return product, slope
+
+        solver = {**ctx.solver, "reverse": not ctx.solver.get("reverse", False)}
+
+        return None, -implicit_root(v, grad, transposed, **solver), None, None
+
+
+def _transposed_root(
+    vjp: Callable[[Tensor], Tensor], grad: Tensor, slope: Tensor, solver: dict
+) -> Tensor:
+    """v of J^T v = g, in the shape of g (*, D), by the solver: J^T is triangular as J is."""
+    rows = slope.reshape(-1, slope.shape[-1])
+    right = grad.reshape_as(rows)
+    # Gradients can be of any size, tolerances are relative to about 1.
+    size = right.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(right.dtype).tiny)
+    right = right / size
+
+    def transposed(v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        full = torch.zeros_like(rows).index_copy(0, index, v)
+        return vjp(full.reshape_as(grad)).reshape_as(rows)[index], rows[index]
+
+    # v can be far larger than the right-hand side, and its rounding with it: fewer digits.
+    tolerance = 1e-9 if grad.dtype == torch.float64 else 1e-5
+    options = {"tolerance": tolerance, **solver}
+    v: Tensor = size * solve(transposed, right, start=right / rows, **options).x
+
+    return v.reshape_as(grad)
