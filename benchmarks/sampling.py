@@ -28,12 +28,12 @@ def table(features: int, rows: int) -> np.ndarray:
     return np.sin(z @ mix) + 0.3 * z + 0.1 * z**2
 
 
-def ratio(numerator: Callable[[], object], denominator: Callable[[], object], rounds: int) -> float:
-    """Median over rounds of the CPU time of one over that of the other, after one round unseen."""
+def ratio(above: Callable[[], object], below: Callable[[], object], rounds: int) -> float:
+    """Median over rounds of the CPU times' ratio, after one round unseen."""
     found = []
     for turn in range(rounds + 1):
         times = []
-        for run in (numerator, denominator):
+        for run in (above, below):
             start = time.process_time()
             run()
             times.append(time.process_time() - start)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quarflow import Autoregressive, InversionError, QuAR
+from quarflow import Autoregressive, InversionError, QuAR, QuARDensity
 from quarflow.flows import ResidualFlow
 from registry import TRANSFORMS
 
@@ -129,6 +129,38 @@ def test_samples_at_a_far_context_are_what_the_dtype_can_resolve(flow, far, dtyp
             return
         unit = torch.finfo(dtype).eps * far
         assert (p.transform(x) - z).abs().max() <= 1e4 * unit
+
+
+def fitted(**options):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 2))
+    X[:, 1] = X[:, 1] ** 5  # tails are tamed by an asinh, whose inverse overflows
+
+    return QuARDensity(
+        max_epochs=1, transforms=2, hidden_features=(8,), random_state=0, **options
+    ).fit(X, context=X[:, :1])
+
+
+def test_the_estimator_names_rows_that_overflow_and_warns_of_steep_ones():
+    density = fitted()
+    Z = np.zeros((6, 2))
+    Z[4] = 1e4
+    with pytest.raises(InversionError, match=r"1 of 6 samples have no finite inverse \(row 4\)"):
+        density.inverse_transform(Z, context=[[0.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor is there one about read-only memory
+        for context in ([0.0], np.zeros((1, 1)), np.broadcast_to(np.zeros((1, 1)), (4, 1))):
+            assert np.isfinite(density.inverse_transform(Z[:4], context)).all()
+            assert np.isfinite(density.sample(4, context=context, random_state=0)).all()
+            density.score_samples(np.zeros((1, 2)), context=np.zeros((1, 1)))
+    with torch.no_grad():
+        for layer in density.flow_.branches.layers:
+            layer.off_diagonal.mul_(1e7)
+    Z = np.random.default_rng(1).normal(size=(50, 2))
+    with pytest.warns(UserWarning, match=r"of 50 rows of Z .*: row"):
+        density.inverse_transform(Z, context=[0.0])
+    with pytest.raises(InversionError, match=r"of 50 rows of Z .*: row"):
+        density.inverse_transform(Z, context=[0.0], checked=True)
 
 
 def test_spiky_columns_are_told_from_smooth_ones():

@@ -320,7 +320,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         unsure = torch.cat([e.error for e in errors]) > limit
         if unsure.any():
             told = (
-                f"{int(unsure.sum())} of {len(Z)} rows of Z are mapped by so steep an inverse that "
+                f"{int(unsure.sum())} of {len(Z)} rows of Z meet so steep an inverse that "
                 f"rounding alone may move them by more than {limit:.0e}, relative to their size "
                 f"in standardised units: {listed(unsure)}."
             )

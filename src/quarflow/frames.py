@@ -130,4 +130,4 @@ def context_for(context: Any, wanted: Sequence[str], rows: int) -> NDArray[np.fl
             f"{values.shape[1]}."
         )
 
-    return np.ascontiguousarray(values)
+    return np.require(values, requirements=["C", "W"])  # tensors cannot share read-only memory

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quarflow.modes import recorded, transformed
+
 __all__ = [
     "METHODS",
     "InversionError",
@@ -22,7 +24,6 @@ __all__ = [
     "listed",
     "other_dtype",
     "solve",
-    "transformed",
 ]
 
 AIM = 0.5  # of the tolerance
@@ -106,18 +107,6 @@ def other_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float64 else torch.float64
 
 
-def transformed(*tensors: Tensor) -> bool:
-    """Whether a tensor is one of torch.func's, whose values must not be asked for.
-
-    Example:
-        >>> found = []
-        >>> _ = torch.func.vmap(lambda x: found.append(transformed(x)) or x)(torch.ones(2))
-        >>> found
-        [True]
-    """
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
-
-
 def default_tolerance(dtype: torch.dtype) -> float:
     """Residual, relative to 1 + abs(y), that is asked for: 1e-6 in float32, 2e-13 in float64.
 
@@ -166,6 +155,7 @@ def solve(
 
     Raises:
         InversionError: if a sample does not converge.
+        NotImplementedError: inside torch.func's transforms and forward-mode derivatives.
         ValueError: if there is no method of that name, y is not finite, or max_iterations is
             below 1.
 
@@ -177,6 +167,19 @@ def solve(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, not {method!r}.")
+    if recorded():
+        raise NotImplementedError(
+            "This inverse is found by iteration, as long as these values need it: it cannot be "
+            "recorded (torch.jit.trace, torch.export, make_fx) for other values. Record log_prob, "
+            "or the transform from data to noise."
+        )
+    if transformed(y):
+        raise NotImplementedError(
+            "This inverse is found by iteration, which looks at values to know when to stop: "
+            "torch.func (vmap, grad, jacrev, jvp, ...) and forward-mode derivatives cannot follow "
+            "that. Give it a batch instead of vmap, and use torch.autograd.grad, or "
+            "torch.autograd.functional.jacobian or hessian, which are exact."
+        )
     if not torch.isfinite(y).all():
         raise ValueError("y holds NaN or infinite values, which no x maps to.")
     tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
@@ -189,7 +192,9 @@ def solve(
 
     failed = ~(state.residual <= tolerance)
     if max_iterations is None and failed.any():
-        failed = failed.index_put((failed.nonzero(as_tuple=True)), _unresolved(state, failed, other))
+        failed = failed.index_put(
+            (failed.nonzero(as_tuple=True)), _unresolved(state, failed, other)
+        )
     if failed.any():
         worst = state.residual[failed].nan_to_num(nan=float("inf")).max()
         raise InversionError(int(failed.sum()), len(y), float(worst), tolerance)

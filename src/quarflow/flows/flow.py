@@ -59,7 +59,8 @@ class FlowDistribution(Distribution):
         """Samples, shape (*sample_shape, *context_shape, D).
 
         They are what the inverse gives for noise that is rounded, to 5e-8 in float64 and 5e-6 in
-        float32: in the density it makes no difference. Differentiable samples are inverted as exactly as all other points.
+        float32: in the density it makes no difference. Differentiable samples are inverted as
+        exactly as all other points.
         """
         with torch.no_grad():
             return self.drawn(self.base.rsample(sample_shape, generator))

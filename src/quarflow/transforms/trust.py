@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from quarflow.solvers import InversionError, listed, transformed
+from quarflow.modes import traced, transformed
+from quarflow.solvers import InversionError, listed
 
 if TYPE_CHECKING:
     from quarflow.transforms.base import Transform
@@ -125,7 +126,7 @@ def check_finite(x: Tensor, z: Tensor, events: tuple[int, int] = (1, 1)) -> None
     Raises:
         InversionError: if some x is not finite where z is.
     """
-    if transformed(x) or torch.compiler.is_compiling() or x.isfinite().all():
+    if transformed(x) or torch.compiler.is_compiling() or traced() or x.isfinite().all():
         return
     found, given = (t.isfinite().flatten(-n).all(-1) for t, n in zip((x, z), events, strict=True))
     failed = (~found & given).flatten()
