@@ -432,7 +432,15 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
                 part = slice(start, start + step)
                 if given is not None:
                     p = model(torch.from_numpy(given[part]))
-                found.append(compute(p, torch.from_numpy(rows[part])))
+                try:
+                    found.append(compute(p, torch.from_numpy(rows[part])))
+                except InversionError as error:
+                    if start == 0:
+                        raise
+                    told = f"Counted from row {start}: {error}"
+                    raise InversionError(
+                        error.failed, len(rows), error.residual, 0.0, told
+                    ) from error
 
         return torch.cat(found).numpy()
 
