@@ -12,6 +12,8 @@ from quarflow.solvers import solve
 
 __all__ = ["implicit_root"]
 
+LEFT = 1e-4  # of a gradient: less is what the solver left
+
 # x -> (f(x), slopes), both of the shape of x, (*, D)
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -39,7 +41,13 @@ def implicit_root(x: Tensor, z: Tensor, f: Function, **solver: Any) -> Tensor:
         (tensor([-0.6667]),)
     """
     # The residual is zero in value and carries the gradients of weights, context and z.
-    root: Tensor = _Implicit.apply(x, f(x)[0] - z, f, solver)
+    # At a constant x second derivatives through df(x) would be lost: a second step, at the root
+    # that the first gives derivatives to, has them (as Newton's method doubles the order).
+    asked: dict[str, Tensor] = {}
+    once: Tensor = _Implicit.apply(x, f(x)[0] - z, f, solver, asked)
+    if not once.requires_grad:
+        return once
+    root: Tensor = _Implicit.apply(once, f(once)[0] - z, f, solver, asked)
 
     return root
 
@@ -48,17 +56,25 @@ class _Implicit(torch.autograd.Function):
     r"""Identity on the root x of r(x) = 0, with :math:`dx = -J^{-1} \, dr` as its derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor, f: Function, solver: dict) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor, f: Function, solver: dict, asked: dict[str, Tensor]
+    ) -> Tensor:
         root = x.clone()
         ctx.save_for_backward(root)  # an output: where gradients are followed, so is the root
-        ctx.f, ctx.solver = f, solver
+        ctx.f, ctx.solver, ctx.asked = f, solver, asked
 
         return root
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (root,) = ctx.saved_tensors
         twice = torch.is_grad_enabled()
+        size = grad.detach().abs().amax()
+        if ctx.needs_input_grad[0]:
+            ctx.asked["size"] = size
+        elif not twice and size <= LEFT * ctx.asked.get("size", size.new_zeros(())):
+            # In first derivatives the two ways to the first step cancel, but for rounding.
+            return None, torch.zeros_like(grad), None, None, None
         with torch.enable_grad():
             x = root.detach().requires_grad_()
             z, slope = ctx.f(x)
@@ -70,7 +86,7 @@ class _Implicit(torch.autograd.Function):
 
         v = _transposed_root(vjp, grad.detach(), slope, ctx.solver)
         if not twice:
-            return None, -v, None, None
+            return (grad if ctx.needs_input_grad[0] else None), -v, None, None, None
 
         # Somebody wants second derivatives: v itself is a root, of J^T v = g, whose map depends on
         # the root x and on all that f is made of.
@@ -82,7 +98,9 @@ class _Implicit(torch.autograd.Function):
 
         solver = {**ctx.solver, "reverse": not ctx.solver.get("reverse", False)}
 
-        return None, -implicit_root(v, grad, transposed, **solver), None, None
+        v = implicit_root(v, grad, transposed, **solver)
+
+        return (grad if ctx.needs_input_grad[0] else None), -v, None, None, None
 
 
 def _transposed_root(
