@@ -3,6 +3,7 @@ r"""The scikit-learn estimator: a table in, an exact density out."""
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
 from quarflow.allocator import keep_freed_memory
 from quarflow.data.columns import Columns
@@ -31,7 +33,9 @@ from quarflow.fitting import (
 from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
 from quarflow.frames import check_finite, context_for, read_context, warn_of_new_values
+from quarflow.solvers import InversionError, listed
 from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
+from quarflow.transforms.trust import Amplification
 
 if TYPE_CHECKING:
     from quarflow.training import TrainingResult, TrainingSettings
@@ -313,21 +317,51 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         return self._chunks(X, context, lambda p, x: p.transform(x))
 
     def inverse_transform(
-        self, Z: ArrayLike, context: ArrayLike | None = None
+        self, Z: ArrayLike, context: ArrayLike | None = None, checked: bool = False
     ) -> NDArray[np.float64]:
         """The rows that noise is mapped to; the inverse of :meth:`transform`.
+
+        Parameters
+        ----------
+        Z
+            Noise, shape (n, D).
+        context
+            Context of the rows, shape (n, C), or one row of it for all.
+        checked
+            Whether to raise where rounding of Z may move a row by more than 1e-10, in
+            standardised units and relative to their size; otherwise that is a warning.
 
         Raises
         ------
         InversionError
-            If a row did not converge.
+            If a row did not converge, is too far out to have finite numbers, or, with
+            ``checked``, is not determined well enough. The message names the rows.
         """
         check_is_fitted(self)
         Z, _ = read_values(Z, "Z")
         if Z.ndim != 2 or Z.shape[1] != self.n_features_in_:
             raise ValueError(f"Z must have shape (n, {self.n_features_in_}), not {Z.shape}.")
+        errors: list[Amplification] = []
 
-        return self._chunks(Z, context, lambda p, z: p.transform.inv(z), checked=True)
+        def inverse(p: FlowDistribution, z: Tensor) -> Tensor:
+            x, found = p.transform.inv.with_amplification(z)
+            errors.append(found)
+            return x
+
+        x = self._chunks(Z, context, inverse, checked=True)
+        limit = errors[0].limit
+        unsure = torch.cat([e.error for e in errors]) > limit
+        if unsure.any():
+            told = (
+                f"{int(unsure.sum())} of {len(Z)} rows of Z meet so steep an inverse that "
+                f"rounding alone may move them by more than {limit:.0e}, relative to their size "
+                f"in standardised units: {listed(unsure)}."
+            )
+            if checked:
+                raise InversionError(int(unsure.sum()), len(Z), 0.0, limit, told)
+            warnings.warn(told, stacklevel=2)
+
+        return x
 
     def sample(
         self, n_samples: int = 1, random_state: Any = None, context: ArrayLike | None = None
@@ -348,9 +382,9 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             raise ValueError(f"n_samples must be at least 1, not {n_samples}.")
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
-        base = self._exact().flow.base()
-        z = base.sample((n_samples,), generator=generator).numpy()
-        x = self._chunks(z, context, lambda p, z: p.transform.inv(z), checked=True)
+        model = self._exact()
+        z = model.flow.base().sample((n_samples,), generator=generator).numpy()
+        x = self._chunks(z, context, lambda p, z: p.drawn(z), checked=True, model=model)
 
         return self.columns_.snap(torch.from_numpy(x)).numpy()
 
@@ -410,13 +444,18 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     # Checking and chunking
 
     def _chunks(
-        self, X: Any, context: Any, compute: Any, checked: bool = False
+        self,
+        X: Any,
+        context: Any,
+        compute: Any,
+        checked: bool = False,
+        model: DataUnits | None = None,
     ) -> NDArray[np.float64]:
         """Rows through the density in chunks; weights are bound once when there is no context."""
         check_is_fitted(self)
         rows = X if checked else self._check_rows(X, reset=False)
         given = self._given_context(context, len(rows))
-        model = self._exact()
+        model = self._exact() if model is None else model
         keep_freed_memory()
         found = []
         with torch.inference_mode():
@@ -426,7 +465,15 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
                 part = slice(start, start + step)
                 if given is not None:
                     p = model(torch.from_numpy(given[part]))
-                found.append(compute(p, torch.from_numpy(rows[part])))
+                try:
+                    found.append(compute(p, torch.from_numpy(rows[part])))
+                except InversionError as error:
+                    if start == 0:
+                        raise
+                    told = f"Counted from row {start}: {error}"
+                    raise InversionError(
+                        error.failed, len(rows), error.residual, 0.0, told
+                    ) from error
 
         return torch.cat(found).numpy()
 

@@ -89,12 +89,14 @@ def build_flow(chosen: Mapping[str, Any], features: int, context: int, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
 
-        return QuAR(
+        flow = QuAR(
             features,
             context,
             hidden_features=tuple(chosen["hidden_features"]),
             **{name: chosen[name] for name in names},
         )
+
+    return flow.float()  # whatever the default dtype is
 
 
 def build_settings(chosen: Mapping[str, Any], seed: int) -> TrainingSettings:

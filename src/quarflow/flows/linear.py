@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from quarflow.nn.derived import Derived
 from quarflow.transforms import Affine, LinearLU, Transform
 
 __all__ = ["ActNorms", "LinearMixes"]
@@ -84,7 +85,7 @@ class ActNorms(nn.Module):
         return f"features={self.shift.shape[1]}, steps={len(self.shift)}"
 
 
-class LinearMixes(nn.Module):
+class LinearMixes(Derived):
     r"""Invertible linear mixes of a flow, which start as identities; see :class:`LinearLU`."""
 
     position: Tensor
@@ -95,8 +96,14 @@ class LinearMixes(nn.Module):
         self.lower = nn.Parameter(torch.zeros(steps, pairs))
         self.upper = nn.Parameter(torch.zeros(steps, pairs))
         self.log_diagonal = nn.Parameter(torch.zeros(steps, features))
+        self.register_derived()
+
+    def derive(self) -> dict[str, Tensor]:
+        """Where the numbers below the diagonal stand in the flat matrix."""
+        features = self.log_diagonal.shape[1]
         row, column = torch.tril_indices(features, features, -1)
-        self.register_buffer("position", row * features + column, persistent=False)
+
+        return {"position": row * features + column}
 
     def forward(self) -> list[LinearLU]:
         """The T linear maps."""

@@ -13,6 +13,7 @@ from quarflow.flows.bases import base as make_base
 from quarflow.flows.checks import check_sizes
 from quarflow.flows.flow import Flow
 from quarflow.flows.linear import ActNorms
+from quarflow.nn.draws import normal_
 from quarflow.transforms import PlanarStep, RadialStep, SylvesterStep, Transform
 
 __all__ = ["PlanarFlow", "RadialFlow", "SylvesterFlow"]
@@ -49,7 +50,9 @@ class _ClosedForm(Flow):
         }
         self.steps, self.inverse, self.sizes = transforms, inverse, dict(sizes)
         total = sum(sizes.values())
-        parts = [spreads[name] * torch.randn(transforms, size) for name, size in sizes.items()]
+        parts = [
+            spreads[name] * normal_(torch.empty(transforms, size)) for name, size in sizes.items()
+        ]
         self.free = nn.Parameter(torch.cat(parts, -1))
         self.network = _network(context, hidden_features, transforms * total) if context else None
         self.actnorms = ActNorms(transforms + 1, features)
@@ -213,7 +216,7 @@ class SylvesterFlow(_ClosedForm):
         )
         self.arguments["ridges"] = M
         self.ridges = M
-        self.directions = nn.Parameter(torch.randn(transforms, features, M))
+        self.directions = nn.Parameter(normal_(torch.empty(transforms, features, M)))
 
     def step(self, t: int, parameters: dict[str, Tensor]) -> SylvesterStep:
         """One step; Q is the orthogonal factor of a free matrix."""
@@ -226,11 +229,12 @@ class SylvesterFlow(_ClosedForm):
 def _network(context: int, hidden_features: Sequence[int], outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in hidden_features:
-        layers += [nn.Linear(context, width), nn.ELU()]
+        layers += [nn.Linear(context, width, dtype=torch.float32), nn.ELU()]
         context = width
-    last = nn.Linear(context, outputs)
+    last = nn.Linear(context, outputs, dtype=torch.float32)
     with torch.no_grad():
         last.weight.mul_(0.1)
         last.bias.zero_()
 
-    return nn.Sequential(*layers, last)
+    # drawn in float32, whatever the default is
+    return nn.Sequential(*layers, last).to(torch.get_default_dtype())

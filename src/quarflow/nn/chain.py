@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quarflow.modes import plain
 from quarflow.native import chain as native
 from quarflow.nn import fused
 from quarflow.nn.activations import Activation
@@ -95,10 +96,12 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
     Returns:
         Shapes (N, D) and (N).
     """
-    if torch.is_grad_enabled() and fused.any_gradient(x, *chain.tensors):
+    if torch.is_grad_enabled() and fused.any_gradient(x, *chain.tensors) and not plain():
         outputs = _Chain.apply((chain.activation, chain.reverse), x, *chain.tensors)
         return outputs[0], outputs[1]
 
+    if plain():
+        return _forward(x, chain, keep=False)[:2]
     if native.usable(chain.shape, x, chain.tensors):
         return native.forward(chain.shape, x, chain.tensors)
 

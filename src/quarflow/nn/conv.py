@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
+from quarflow.nn.derived import Derived
+from quarflow.nn.draws import normal_, uniform_
+
 __all__ = ["CausalConv2d", "Taps", "causal_taps", "gather_taps", "opposite", "sum_taps"]
 
 Taps = tuple[tuple[int, int], ...]  # offsets (row, column) of what is read, the centre last
@@ -112,7 +115,7 @@ def sum_taps(y: Tensor, taps: Taps) -> Tensor:
     return total
 
 
-class CausalConv2d(nn.Module):
+class CausalConv2d(Derived):
     r"""A stack of causal convolutions of equal shape, one per residual step.
 
     The weights of taps before the centre join all channels; the centre tap is block triangular
@@ -157,24 +160,31 @@ class CausalConv2d(nn.Module):
         self.off_diagonal = nn.Parameter(torch.empty(T, C * (C - 1) // 2, units_out, units_in))
         self.diagonal = nn.Parameter(torch.empty(T, C, units_out, units_in))
         self.bias = nn.Parameter(torch.zeros(T, C * units_out))
-        row, column = torch.tril_indices(C, C, -1)
-        flip = torch.tensor(self.reverse)[:, None]
-        self.register_buffer("rows", torch.where(flip, column, row), persistent=False)
-        self.register_buffer("columns", torch.where(flip, row, column), persistent=False)
+        self.register_derived()
         self.reset_parameters()
+
+    def derive(self) -> dict[str, Tensor]:
+        """Where the weights below (or above) the diagonal blocks stand."""
+        row, column = torch.tril_indices(self.channels, self.channels, -1)
+        flip = torch.tensor(self.reverse)[:, None]
+
+        return {
+            "rows": torch.where(flip, column, row),
+            "columns": torch.where(flip, row, column),
+        }
 
     @torch.no_grad()
     def reset_parameters(self, off_diagonal_gain: float = 0.3) -> None:
         """Diagonal blocks of norm about 1, all other weights small, as in the dense layers."""
         k_out, k_in, C = self.units_out, self.units_in, self.channels
-        self.diagonal.normal_(std=1 / (k_in**0.5 + k_out**0.5) if k_in * k_out > 1 else 1.0)
+        normal_(self.diagonal, std=1 / (k_in**0.5 + k_out**0.5) if k_in * k_out > 1 else 1.0)
         if k_in == 1 or k_out == 1:
             size = torch.linalg.vector_norm(self.diagonal, dim=(-2, -1), keepdim=True)
             self.diagonal.div_(size.clamp_min(1e-3))
         inputs = C * k_in * (self.off_center.shape[2] + 1)
         for weights in (self.off_center, self.off_diagonal):
-            weights.normal_(std=off_diagonal_gain / inputs**0.5)
-        self.bias.uniform_(-1, 1).mul_(inputs**-0.5)
+            normal_(weights, std=off_diagonal_gain / inputs**0.5)
+        uniform_(self.bias).mul_(inputs**-0.5)
 
     def center(self) -> Tensor:
         """Centre taps as dense matrices, shape (T, C * units_out, C * units_in)."""

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
+from quarflow.modes import plain
 from quarflow.native import pixels as native
 from quarflow.nn.activations import Activation
 from quarflow.nn.conv import Taps, gather_taps, opposite, sum_taps
@@ -79,7 +80,7 @@ def conv_value_and_diagonal(
         F and d, both (N, H, W, C).
     """
     tensors = (x, *weights, *blocks, *biases)
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+    if plain() or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
         F, d, _ = _forward(options, x, weights, blocks, biases, keep=False)
         return F, d

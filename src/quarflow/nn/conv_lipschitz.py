@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quarflow.nn.activations import Activation
 from quarflow.nn.activations import activation as lookup
+from quarflow.nn.draws import uniform_
 from quarflow.nn.lipschitz import MAX_COEFF
 from quarflow.nn.norms import convolution_bound, spectral_bound
 from quarflow.nn.scale import limited
@@ -152,8 +153,8 @@ class LipschitzConv2d(nn.Module):
         super().__init__()
         self.size, self.coeff = size, coeff
         shape = (steps, outputs, inputs, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape).uniform_(-1, 1))
-        self.bias = nn.Parameter(torch.empty(steps, outputs).uniform_(-1, 1))
+        self.weight = nn.Parameter(uniform_(torch.empty(shape)))
+        self.bias = nn.Parameter(uniform_(torch.empty(steps, outputs)))
         with torch.no_grad():
             self.weight.mul_((inputs * kernel_size**2) ** -0.5)
             self.bias.mul_((inputs * kernel_size**2) ** -0.5)

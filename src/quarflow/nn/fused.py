@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quarflow.modes import plain
 from quarflow.native import chain as native
 from quarflow.nn.activations import Activation
 from quarflow.nn.panels import FeatureMajor
@@ -187,9 +188,8 @@ def value_and_diagonal(x: Tensor, layers: Layers, activation: Activation) -> tup
     Returns:
         F and d, both (N, D).
     """
-    if not (
-        torch.is_grad_enabled() and any_gradient(x, *(t for part in layers[:3] for t in part))
-    ):
+    parts = [t for part in layers[:3] for t in part]
+    if plain() or not (torch.is_grad_enabled() and any_gradient(x, *parts)):
         # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
         shape, tensors = (
             shape_of(layers.blocks, activation, (layers.reverse,)),

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from quarflow.nn.derived import Derived
+from quarflow.nn.draws import normal_, uniform_
 from quarflow.nn.packing import Packing, assemble
 
 __all__ = ["BlockTriangularLinear", "diagonal_product", "triangular_index"]
@@ -68,7 +70,7 @@ def diagonal_product(tangent: Tensor, blocks: Tensor) -> Tensor:
     return torch.bmm(by_dimension, blocks.mT).transpose(0, 1).reshape(*batch, D * k_out)
 
 
-class BlockTriangularLinear(nn.Module):
+class BlockTriangularLinear(Derived):
     r"""A stack of block-triangular layers of equal shape, one per residual step.
 
     Stacking lets the effective weights and norms of all the steps of a flow be computed at
@@ -109,9 +111,14 @@ class BlockTriangularLinear(nn.Module):
         self.context = (
             nn.Parameter(torch.empty(steps, features * units_out, context)) if context else None
         )
-        index = [triangular_index(features, units_in, units_out, r) for r in reverse]
-        self.register_buffer("index", torch.stack(index), persistent=False)
+        self.register_derived()
         self.reset_parameters()
+
+    def derive(self) -> dict[str, Tensor]:
+        """Where the weights stand in the dense matrices."""
+        sizes = self.features, self.units_in, self.units_out
+
+        return {"index": torch.stack([triangular_index(*sizes, r) for r in self.reverse])}
 
     @torch.no_grad()
     def reset_parameters(self, off_diagonal_gain: float = 0.3) -> None:
@@ -123,14 +130,14 @@ class BlockTriangularLinear(nn.Module):
         """
         k_out, k_in, D = self.units_out, self.units_in, self.features
         # Largest singular value of a Gaussian matrix: about sqrt(k_in) + sqrt(k_out).
-        self.diagonal.normal_(std=1 / (k_in**0.5 + k_out**0.5) if k_in * k_out > 1 else 1.0)
+        normal_(self.diagonal, std=1 / (k_in**0.5 + k_out**0.5) if k_in * k_out > 1 else 1.0)
         if k_in == 1 or k_out == 1:
             size = torch.linalg.vector_norm(self.diagonal, dim=(-2, -1), keepdim=True)
             self.diagonal.div_(size.clamp_min(1e-3))
-        self.off_diagonal.normal_(std=off_diagonal_gain / (D * k_in) ** 0.5)
-        self.bias.uniform_(-1, 1).mul_((D * k_in) ** -0.5)
+        normal_(self.off_diagonal, std=off_diagonal_gain / (D * k_in) ** 0.5)
+        uniform_(self.bias).mul_((D * k_in) ** -0.5)
         if self.context is not None:
-            self.context.normal_(std=self.context.shape[-1] ** -0.5)
+            normal_(self.context, std=self.context.shape[-1] ** -0.5)
 
     @property
     def packing(self) -> Packing:

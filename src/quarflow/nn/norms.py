@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.modes import plain
 from quarflow.native import bounds as native
 
 __all__ = ["NORMS", "balanced", "convolution_bound", "product_bound", "spectral_bound"]
@@ -83,7 +84,8 @@ def _spectral_bound(weight: Tensor, squarings: int, working: torch.dtype) -> Ten
         # The derivative of the root at an all-zero matrix is infinite: stay just above it.
         norm = (weight * weight).sum(dim=(-2, -1)).clamp_min(TINY).sqrt()
     else:
-        norm = _GramNorm.apply((weight if n <= m else weight.mT).to(working), squarings)[0]
+        tall = (weight if n <= m else weight.mT).to(working)
+        norm = _powers(tall, squarings)[1] if plain() else _GramNorm.apply(tall, squarings)[0]
 
     return slack * size * norm.double()
 
@@ -204,7 +206,9 @@ def product_bound(blocks: Sequence[Tensor]) -> Tensor:
         >>> round(product_bound([first, last]).item(), 2)
         4.0
     """
-    bound: Tensor = _ProductBound.apply(*blocks) if native.usable(blocks) else _product(blocks)
+    if plain() or not native.usable(blocks):
+        return _product(blocks)
+    bound: Tensor = _ProductBound.apply(*blocks)
 
     return bound
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.modes import plain
 from quarflow.native.calls import call, readable
 
 __all__ = ["Packing", "assemble"]
@@ -57,9 +58,19 @@ def assemble(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor
         diagonal: Shape (T, D, k_out, k_in).
         packing: Where they belong.
     """
+    if plain():
+        return _scattered(off_diagonal, diagonal, packing)
     dense: Tensor = _Assemble.apply(off_diagonal, diagonal, packing)
 
     return dense
+
+
+def _scattered(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor:
+    values = torch.cat((off_diagonal, diagonal.flatten(1)), dim=1)
+    T, rows, columns = packing.shape
+    flat = values.new_zeros(T, rows * columns).scatter(1, packing.index, values)
+
+    return flat.unflatten(1, (rows, columns))
 
 
 # Each is linear, and the other is its gradient: so they can be differentiated any number of times.
@@ -73,11 +84,8 @@ class _Assemble(torch.autograd.Function):
             dense = off.new_empty(packing.shape)
             call("assemble", dense.dtype, packing.numbers, off, on, dense)
             return dense
-        values = torch.cat((off_diagonal, diagonal.flatten(1)), dim=1)
-        T, rows, columns = packing.shape
-        flat = values.new_zeros(T, rows * columns).scatter(1, packing.index, values)
 
-        return flat.unflatten(1, (rows, columns))
+        return _scattered(off_diagonal, diagonal, packing)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
+from quarflow.modes import plain
+
 __all__ = ["FeatureMajor", "Triangular"]
 
 PANELS = 4
@@ -106,7 +108,7 @@ class FeatureMajor(Triangular):
         if self.parts == 1:
             return torch.addmm(bias, weight, h)
         panels = self._panels(weight.shape[0], weight.shape[1], self.reverse)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or plain():
             return torch.cat([torch.addmm(bias[r], weight[r, c], h[c]) for r, c in panels])
         z = h.new_empty(weight.shape[0], h.shape[1])
         for r, c in panels:
@@ -119,7 +121,7 @@ class FeatureMajor(Triangular):
         if self.parts == 1:
             return weight.mT @ g
         panels = self._panels(weight.shape[1], weight.shape[0], not self.reverse)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or plain():
             return torch.cat([weight[r, c].mT @ g[r] for c, r in panels])
         out = g.new_empty(weight.shape[1], g.shape[1])
         for c, r in panels:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from math import prod
+from typing import Self
 
 import torch
 from torch import Size, Tensor
 
 from quarflow.transforms.base import Transform
-from quarflow.transforms.trust import Trust
+from quarflow.transforms.trust import (
+    Amplification,
+    amplification,
+    check_errors,
+    check_finite,
+)
 
 __all__ = ["Composed"]
 
@@ -24,11 +30,9 @@ class Composed(Transform):
             the end. Rounding inside the steps is amplified by the inverses of the later ones: in
             float32 points came back up to 2e-5 away, this way 2e-6. ``call_and_ladj``, which
             log-densities are made of, stays in the precision of its argument.
-        trusted: Whether the inverse checks how far it amplifies the rounding of z; see
-            :class:`quarflow.transforms.trust.Trust`.
 
     Raises:
-        InversionError: by the inverse, where it is too steep for the precision of z.
+        InversionError: by the inverse, where a step does not converge, or x would not be finite.
 
     Example:
         >>> import torch
@@ -38,25 +42,31 @@ class Composed(Transform):
         tensor([3., 2.])
     """
 
-    def __init__(
-        self,
-        transforms: Sequence[Transform],
-        exact: bool = False,
-        trusted: bool = False,
-    ) -> None:
+    precision: torch.dtype | None = None  # of the points that a map in float64 is for
+    checks = False
+
+    def __init__(self, transforms: Sequence[Transform], exact: bool = False) -> None:
         super().__init__()
         self.transforms, self.exact = list(transforms), exact
-        self.trust = Trust() if trusted else None
         if self.transforms:
             self.domain = self.transforms[0].domain
             self.codomain = self.transforms[-1].codomain
 
     @property
-    def unchecked(self) -> Composed:
-        """The same map, whose inverse does not look at how far it amplifies rounding."""
+    def checked(self) -> Self:
+        """The same map, whose inverse raises where rounding of z may move x by more than 1e-5
+        (points in float32) or 1e-10 (float64), relative to 1 + abs(x); at twice the time.
+        """
         new = copy(self)
-        new.trust = None
-        new.transforms = [t.unchecked if isinstance(t, Composed) else t for t in self.transforms]
+        new.checks = True
+
+        return new
+
+    def loosened(self, tolerance: float) -> Self:
+        """The same map, whose inverse stays in the type of z and stops at larger residuals."""
+        new = copy(self)
+        new.exact = False
+        new.transforms = [t.loosened(tolerance) for t in self.transforms]
 
         return new
 
@@ -74,16 +84,17 @@ class Composed(Transform):
         wide = self._wide(z)
         if wide is not None:
             x, ladj = wide.inverse_and_ladj(z.double())
-            return x.to(z.dtype), ladj.to(z.dtype)
+            x = x.to(z.dtype)
+            self._check_finite(z, x)
+            return x, ladj.to(z.dtype)
         ladj, path = z.new_zeros(z.shape[:-1]), [z]
         for transform in reversed(self.transforms):
-            z, step = transform.inverse_and_ladj(z)
+            x, step = transform.inverse_and_ladj(path[-1])
             ladj = ladj + step
-            path.append(z)
-        if self.trust is not None:
-            self.trust.check(self.transforms, path)
+            path.append(x)
+        self._check(path)
 
-        return z, ladj
+        return path[-1], ladj
 
     def _call(self, x: Tensor) -> Tensor:
         # No log-dets where none is asked for: some transforms do without them.
@@ -98,22 +109,48 @@ class Composed(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         wide = self._wide(y)
         if wide is not None:
-            return wide._inverse(y.double()).to(y.dtype)
-        path = [y]
+            x = wide._inverse(y.double()).to(y.dtype)
+            self._check_finite(y, x)
+            return x
+
+        return self._path(y)[-1]
+
+    def inverse_and_amplification(self, z: Tensor) -> tuple[Tensor, Amplification]:
+        """x, and what rounding does to it; see :func:`amplification`."""
+        wide = self._wide(z)
+        if wide is not None:
+            x, found = wide.inverse_and_amplification(z.double())
+            return x.to(z.dtype), found
+        path = self._path(z)
+
+        if not self.transforms:
+            return z, amplification([self], path * 2, self.precision)
+
+        return path[-1], amplification(self.transforms, path, self.precision)
+
+    def _path(self, z: Tensor) -> list[Tensor]:
+        """z, then what it becomes by the inverse of each step, last to first."""
+        path = [z]
         for transform in reversed(self.transforms):
             path.append(transform._inverse(path[-1]))
-        if self.trust is not None:
-            self.trust.check(self.transforms, path)
+        self._check(path)
 
-        return path[-1]
+        return path
+
+    def _check(self, path: Sequence[Tensor]) -> None:
+        self._check_finite(path[0], path[-1])
+        if self.checks and self.transforms and path[0].numel():
+            check_errors(amplification(self.transforms, path, self.precision))
+
+    def _check_finite(self, z: Tensor, x: Tensor) -> None:
+        check_finite(x, z, (self.domain.event_dim, self.codomain.event_dim))
 
     def _wide(self, x: Tensor) -> Composed | None:
         """The same map in float64, for tensors of lower precision."""
         if x.dtype == torch.float64 or not self.exact:
             return None
         wide = self.to(torch.float64)
-        wide.exact = False
-        wide.trust = None if self.trust is None else Trust(x.dtype)
+        wide.exact, wide.precision = False, x.dtype
 
         return wide
 

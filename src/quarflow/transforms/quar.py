@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from quarflow.nn.branch import BoundBranch
-from quarflow.solvers import Solution, default_tolerance, solve
-from quarflow.transforms.base import Transform
+from quarflow.solvers import Map, Solution, default_tolerance, other_dtype, solve
+from quarflow.transforms.base import Transform, cast
 from quarflow.transforms.implicit import implicit_root
 from quarflow.transforms.substitution import substitute
 
@@ -141,8 +141,14 @@ def _by_sweeps(
 ) -> Solution:
     """By a method of the solvers, which evaluate the whole branch for the rows that are left."""
 
-    def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        value, d = (branch if len(rows) == len(y) else branch.rows(rows))(x)
-        return x + value, 1 + d
+    def map_of(branch: BoundBranch) -> Map:
+        def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            value, d = (branch if len(rows) == len(y) else branch.rows(rows))(x)
+            return x + value, 1 + d
 
-    return solve(f, y, reverse=branch.reverse, start=start, **options)
+        return f
+
+    def other() -> Map:
+        return map_of(cast(branch, other_dtype(y.dtype)))
+
+    return solve(map_of(branch), y, reverse=branch.reverse, start=start, other=other, **options)

@@ -14,7 +14,6 @@ from quarflow.transforms.base import Transform
 from quarflow.transforms.compose import Composed
 from quarflow.transforms.elementwise import Affine
 from quarflow.transforms.quar import QuARStep
-from quarflow.transforms.trust import Trust
 
 __all__ = ["QuARChain"]
 
@@ -23,8 +22,8 @@ class QuARChain(Composed):
     r"""Affine, QuAR step, affine, ..., affine: the same map as these composed, only faster.
 
     Forward it is one fused function of stacked parameters (:mod:`quarflow.nn.chain`); backward it
-    is step after step. Like the transform of every flow it maps points in float64 and checks
-    its inverse, see :class:`Composed`.
+    is step after step. Like the transform of every flow it maps points in float64, see
+    :class:`Composed`.
 
     Arguments:
         branches: T bound branches.
@@ -43,7 +42,7 @@ class QuARChain(Composed):
         Transform.__init__(self)
         self.branches, self.shift, self.log_scale = branches, shift, log_scale
         self.scale = log_scale.exp()
-        self.exact, self.trust = True, Trust()
+        self.exact = True
 
     @cached_property
     def transforms(self) -> list[Transform]:  # type: ignore[override]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from quarflow.nn.lipschitz import LipschitzBranch
-from quarflow.solvers import Solution, solve
-from quarflow.transforms.base import Transform
+from quarflow.nn.mlp import BoundMLP
+from quarflow.solvers import Map, Solution, other_dtype, solve
+from quarflow.transforms.base import Transform, cast
 from quarflow.transforms.implicit import implicit_root
 from quarflow.transforms.logdet import LogDet, value_and_logdet
 
@@ -91,13 +92,19 @@ class ResidualStep(Transform):
         y = z.detach().expand(shape).reshape(-1, shape[-1])
         network = self.branch.network.flat(shape[:-1])
 
-        def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            F = (network if len(rows) == len(y) else network.rows(rows))(x)
-            return x + F, torch.ones_like(x)
+        def map_of(network: BoundMLP) -> Map:
+            def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+                F = (network if len(rows) == len(y) else network.rows(rows))(x)
+                return x + F, torch.ones_like(x)
+
+            return f
+
+        def other() -> Map:
+            return map_of(cast(network, other_dtype(y.dtype)))
 
         options: dict[str, Any] = {"method": "fixed_point"} | self.solver
 
-        return solve(f, y, **options)
+        return solve(map_of(network), y, other=other, **options)
 
     @torch.no_grad()
     def largest_norm(self, x: Tensor) -> float:
