@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
 from quarflow.allocator import keep_freed_memory
 from quarflow.data.columns import Columns
@@ -259,8 +260,10 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
         """Log-density of each row, in nats and the data's own units.
 
-        Computed in float64, so that it is the same to many digits in whatever batches the rows
-        come. Rows outside the bounds of a column have minus infinity.
+        The score of a discrete column is a probability (see ``columns_.describe()``), so that
+        exp(score) is the probability of its values times the density of the others. Computed in
+        float64, so that it is the same to many digits in whatever batches the rows come. Rows
+        outside the bounds of a column, or off the values it can take, have minus infinity.
 
         Parameters
         ----------
@@ -269,7 +272,23 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         context
             Context of the rows, shape (n, C), or one row of it for all.
         """
-        return self._chunks(X, context, lambda p, x: p.log_prob(x))
+        check_is_fitted(self)
+        rows = self._check_rows(X, reset=False)
+        given = self._given_context(context, len(rows))
+        cells = self.columns_.cells()
+
+        def averaged(p: FlowDistribution, x: Tensor) -> Tensor:
+            return cells.average(x, p.log_prob)
+
+        some = cells.needed(torch.from_numpy(rows)).numpy()
+        if some.all() and len(some):
+            return self._chunks(rows, given, averaged, checked=True)
+        scores = self._chunks(rows, given, lambda p, x: p.log_prob(x), checked=True)
+        if some.any():
+            given = None if given is None else given[some]
+            scores[some] = self._chunks(rows[some], given, averaged, checked=True)
+
+        return scores
 
     def score(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> float:
         """Total log-likelihood of the rows, as in KernelDensity; divide by n for the mean."""
@@ -299,7 +318,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     def sample(
         self, n_samples: int = 1, random_state: Any = None, context: ArrayLike | None = None
     ) -> NDArray[np.float64]:
-        """New rows, shape (n_samples, D); discrete columns are put back on their lattice.
+        """New rows, shape (n_samples, D); discrete columns take values that they can take.
 
         Parameters
         ----------
@@ -319,7 +338,9 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         z = base.sample((n_samples,), generator=generator).numpy()
         x = self._chunks(z, context, lambda p, z: p.transform.inv(z), checked=True)
 
-        return self.columns_.snap(torch.from_numpy(x)).numpy()
+        rows = self.columns_.cells().settle(torch.from_numpy(x), generator)
+
+        return self.columns_.snap(rows).numpy()
 
     # Files
 
