@@ -14,7 +14,7 @@ from quarflow.data.column_cells import Cells, own_exponent
 from quarflow.data.column_checks import check_spread
 from quarflow.data.column_detect import find_tails, find_ties
 from quarflow.data.column_levels import find_levels
-from quarflow.data.column_reference import fit_reference
+from quarflow.data.column_reference import fit_reference, nearest_round
 from quarflow.data.column_transform import ColumnTransform
 
 __all__ = ["detect", "keep_inside", "settle"]
@@ -39,13 +39,21 @@ def detect(
     ties = find_ties(x, forced=forced) if wanted else None
     if ties is None:
         return Column(name=name, lower=lower, upper=upper)
-    shared = {"name": name, "grid": ties.grid, "origin": ties.origin}
-    limited = {"step": ties.step, "lower": lower, "upper": upper}
-    found = find_levels(x, ties.grid if not ties.atoms else None)
+    column = Column(
+        name=name,
+        step=ties.step,
+        grid=ties.grid,
+        origin=ties.origin,
+        atoms=ties.atoms,
+        lower=lower,
+        upper=upper,
+    )
+    found = find_levels(x, None if ties.atoms else ties.grid)
     if found is None:
-        return Column(**shared, **limited, atoms=ties.atoms)
+        return column
     levels, masses, unseen = found
-    return Column(**shared, **limited, levels=levels, masses=masses, unseen=unseen)
+    entries = {"levels": levels, "masses": masses, "unseen": unseen, "atoms": ()}
+    return column.model_copy(update=entries)
 
 
 def settle(x: np.ndarray, column: Column, tails: str, seed: int) -> Column:
@@ -86,7 +94,7 @@ def _by_reference(x: np.ndarray, values: Tensor, column: Column) -> Column:
     z, ladj = ColumnTransform([column]).call_and_ladj(values)
     now = float((ladj - 0.5 * z[:, 0] ** 2).mean()) - 0.5 * math.log(2 * math.pi)
     shape, likelihood = fit_reference(x, column.lower, column.upper)
-    if not likelihood > now:
+    if likelihood < now - math.log(len(x)) / len(x):  # the BIC, for two numbers more
         return column
     found = Column(name=column.name, lower=column.lower, upper=column.upper, shape=shape)
     z = ColumnTransform([found])(values)
@@ -112,7 +120,14 @@ def _edged(x: np.ndarray, column: Column) -> Column:
         exponent = float(1 / np.log(width / below).mean())  # Hill's estimate
         own = own_exponent(column, upper)
         # the whole column tells the exponent better than the strip, if they agree
-        if column.shape is not None and abs(math.log(exponent / own)) * len(below) ** 0.5 < 3:
+        if column.shape is not None and _deviations(exponent, own, len(below)) < 4:
             exponent = own
+        elif _deviations(exponent, nearest_round(exponent), len(below)) < 2:
+            exponent = nearest_round(exponent)
         found["edge_upper" if upper else "edge_lower"] = (width, min(exponent, 1e6))
     return column.model_copy(update=found)
+
+
+def _deviations(exponent: float, other: float, rows: int) -> float:
+    """How many of its standard deviations Hill's estimate from so many rows is away."""
+    return abs(math.log(exponent / other)) * rows**0.5

@@ -2,7 +2,7 @@ r"""A reference density for a bounded column, right at its bounds, and the map b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
@@ -12,10 +12,11 @@ from torch import Tensor
 from quarflow.data.column import Column
 from quarflow.data.column_detect import TAIL_ROWS, subsample
 
-__all__ = ["ReferenceMap", "fit_reference"]
+__all__ = ["ReferenceMap", "fit_reference", "nearest_round"]
 
 LOG_ROOT = 0.5 * float(np.log(2 * np.pi))
 LEAST = -690.0  # logarithms below are cut: exp of them would underflow
+TINY = 1e-300
 ROUND = (0.5, 1.0, 1.5, 2.0, 3.0)  # exponents at a bound that are worth to be preferred
 
 
@@ -26,17 +27,18 @@ class ReferenceMap:
     between the two bounds,
 
     .. math::
-        G &= (1 - e^{-t})^c, \qquad t = y^b \quad \text{or} \quad -s \log(1 - y^b), \\
+        G &= P(c, y^b) \quad \text{or, between two bounds,} \quad (1 - (1 - y^b)^s)^c, \\
         z &= \Phi^{-1}(G) \quad \text{or, for an upper bound alone,} \quad -\Phi^{-1}(G)
 
-    so that the density goes like :math:`y^{bc - 1}` at the (lower) bound and, with two bounds,
-    like :math:`(1 - y)^{s - 1}` at the upper one: it may be finite, zero or infinite there.
+    with the regularised incomplete gamma function P. So the density goes like
+    :math:`y^{bc - 1}` at the (lower) bound and, with two bounds, like :math:`(1 - y)^{s - 1}` at
+    the upper one: it may be finite, zero or infinite there.
 
     Arguments:
         columns: Columns with a bound or two, and a shape (b, c, s).
 
     Reference:
-        The exponentiated Weibull and Kumaraswamy distributions.
+        Stacy (1962), generalized gamma; Lemonte et al. (2013), exponentiated Kumaraswamy.
     """
 
     def __init__(self, columns: Sequence[Column]) -> None:
@@ -62,28 +64,20 @@ class ReferenceMap:
         """z and log dz/dx, both (*, d), of x (*, d); -inf outside the bounds and on them."""
         outside = (x <= self.lower) | (x >= self.upper)
         t, slope = self._t(x, outside)
-        log_g, log_cdf = self._density(t, slope)
-        # from the smaller of the two tails, which keeps its digits
-        low = log_cdf < -0.6931471805599453
-        tail = torch.where(low, log_cdf, self._log_survival(t, log_cdf)).clamp(min=LEAST)
+        below, above = self._tails(t)
+        low = below < above  # the smaller of the two tails keeps its digits
+        tail = torch.where(low, below, above).clamp(min=LEAST)
         z = torch.special.ndtri(tail.exp())
         z = torch.where(low == self.mirrored, -z, z)
-        ladj = log_g + 0.5 * z * z + LOG_ROOT
+        ladj = self._density(t, slope) + 0.5 * z * z + LOG_ROOT
 
         return z, torch.where(outside, -torch.inf, ladj)
 
     def inverse(self, z: Tensor) -> Tensor:
         """x (*, d) of z (*, d)."""
-        q = torch.special.log_ndtr(torch.where(self.mirrored, -z, z)) / self.c
-        q = q.clamp(min=LEAST, max=-torch.finfo(z.dtype).tiny)
-        deep = q < -0.6931471805599453
-        t = torch.where(
-            deep,
-            -torch.log1p(-torch.where(deep, q, -1.0).exp()),
-            -torch.log(-torch.expm1(torch.where(deep, -1.0, q))),
-        )
+        t = self._t_of(torch.where(self.mirrored, -z, z))
         one = torch.where(self.both, 1.0, t).log() / self.b
-        two = torch.log(-torch.expm1(-torch.where(self.both, t, 1.0) / self.s)) / self.b
+        two = _log_one_minus_exp(torch.where(self.both, t, 1.0) / self.s) / self.b
         two = two.clamp(max=-torch.finfo(z.dtype).tiny)
         y = torch.where(self.both, two, one).exp()
         from_upper = torch.where(self.both, -torch.expm1(two), y)  # 1 - y, with its digits
@@ -96,7 +90,7 @@ class ReferenceMap:
         """Log of the reference density at x (*, d); -inf outside."""
         outside = (x <= self.lower) | (x >= self.upper)
 
-        return torch.where(outside, -torch.inf, self._density(*self._t(x, outside))[0])
+        return torch.where(outside, -torch.inf, self._density(*self._t(x, outside)))
 
     def _t(self, x: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
         """t and log dt/dx."""
@@ -108,80 +102,135 @@ class ReferenceMap:
         log_y = torch.where(near, torch.log1p(-torch.where(near, above, 0.0)), y.log())
         power = self.b * log_y
         # log(1 - y^b), for two bounds
-        rest = torch.log(-torch.expm1(torch.where(self.both, power, -1.0)))
+        rest = _log_one_minus_exp(-torch.where(self.both, power, -1.0))
         t = torch.where(self.both, -self.s * rest, torch.where(self.both, -1.0, power).exp())
         slope = self.b.log() + power - log_y - self.width.log()
         slope = slope + torch.where(self.both, self.s.log() - rest, 0.0)
 
         return t, slope
 
-    def _density(self, t: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of the density and of the CDF."""
-        inner = _log_one_minus_exp(t)
+    def _density(self, t: Tensor, slope: Tensor) -> Tensor:
+        """Log of the density, where dt/dx has the logarithm `slope`."""
+        one = torch.where(self.both, 1.0, t).log() * (self.c - 1) - torch.lgamma(self.c)
+        two = self.c.log() + (self.c - 1) * _log_one_minus_exp(torch.where(self.both, t, 1.0))
 
-        return self.c.log() - t + (self.c - 1) * inner + slope, self.c * inner
+        return torch.where(self.both, two, one) - t + slope
 
-    def _log_survival(self, t: Tensor, log_cdf: Tensor) -> Tensor:
-        far = t > 40
-        near = torch.log(-torch.expm1(torch.where(far, -1.0, log_cdf).clamp(max=-1e-300)))
+    def _tails(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Logs of the CDF and of one minus it, each with its digits where it is small."""
+        two = self.c * _log_one_minus_exp(t)
+        near = torch.log(-torch.expm1(two.clamp(max=-1e-300)))
+        two_above = torch.where(t > 40, self.c.log() - t, near)
+        single = torch.where(self.both, 1.0, t)
+        few = single < 1e-2 * (1 + self.c)  # the series: gammainc would underflow
+        part = torch.where(few, single, 0.0)
+        term, series = torch.ones_like(part), torch.ones_like(part)
+        for i in range(1, 9):
+            term = term * part / (self.c + i)
+            series = series + term
+        power = self.c * torch.where(few, single, 1.0).log() - torch.lgamma(self.c + 1)
+        c = self.c.expand_as(single)
+        one = torch.special.gammainc(c, torch.where(few, 1.0, single)).clamp(min=TINY).log()
+        one = torch.where(few, power - part + series.log(), one)
+        far = single > self.c + 500  # two terms of the asymptotic series
+        over = torch.where(far, single, self.c + 500)
+        tail = (c - 1) * over.log() - over - torch.lgamma(c) + torch.log1p((c - 1) / over)
+        one_above = torch.special.gammaincc(c, torch.where(far, 1.0, single)).clamp(min=TINY).log()
+        one_above = torch.where(far, tail, one_above)
 
-        return torch.where(far, self.c.log() - t, near)
+        return torch.where(self.both, two, one), torch.where(self.both, two_above, one_above)
+
+    def _t_of(self, z: Tensor) -> Tensor:
+        """t where the CDF is that of the normal at z."""
+        q = torch.special.log_ndtr(z).clamp(min=LEAST, max=-torch.finfo(z.dtype).tiny)
+        inner = q / self.c
+        deep = inner < -0.6931471805599453
+        two = torch.where(
+            deep,
+            -torch.log1p(-torch.where(deep, inner, -1.0).exp()),
+            -torch.log(-torch.expm1(torch.where(deep, -1.0, inner))),
+        )
+        if bool(self.both.all()):
+            return two
+        # no closed form: bisect for log t, on the tail that is small
+        above = torch.special.log_ndtr(-z).clamp(min=LEAST)
+        low = (LEAST / self.c.clamp(max=1.0) - 10).clamp(min=-700.0).expand_as(z)
+        high = (self.c + 2000.0).log().expand_as(z)
+        for _ in range(64):
+            middle = (low + high) / 2
+            below, beyond = self._tails(middle.exp())
+            less = torch.where(z < 0, below < q, beyond > above)
+            low, high = torch.where(less, middle, low), torch.where(less, high, middle)
+
+        return torch.where(self.both, two, ((low + high) / 2).exp())
 
 
-def fit_reference(
-    x: np.ndarray, lower: float | None, upper: float | None
-) -> tuple[tuple[float, float, float], float]:
+Shape = tuple[float, float, float]
+Fixed = tuple[float | None, float | None, float | None]
+
+
+def fit_reference(x: np.ndarray, lower: float | None, upper: float | None) -> tuple[Shape, float]:
     """The shape (b, c, s) of greatest likelihood for x (N), and its mean log-density.
 
-    Exponents at a bound that are as good as 1/2, 1, 3/2, 2 or 3 (by the BIC) are taken for that:
-    far below the smallest value a density depends on nothing else.
+    Exponents at a bound that are as good as 1/2, 1, 3/2, 2 or 3, and powers b as good as 1 (by
+    the BIC), are taken for that: beyond the data the density depends on little else.
     """
-    from scipy.optimize import minimize
-
     x = subsample(x, TAIL_ROWS)
     values = torch.from_numpy(np.ascontiguousarray(x))[:, None]
     both = lower is not None and upper is not None
-    spread = float(np.mean(x - lower if lower is not None else (upper or 0.0) - x))
+    distance = x - lower if lower is not None else (upper or 0.0) - x
+    unit = 1.0 if both else float(distance.mean())
 
-    def shape(p: np.ndarray, at: tuple[float | None, float | None]) -> tuple[float, float, float]:
-        b, end, s = np.exp(np.clip(p, -12, 12))
-        exponent = end if at[0] is None else at[0]
-        s = s if not both else s if at[1] is None else at[1]
-        return float(b), float(exponent / b), float(s if both else s * spread)
+    def shape(p: np.ndarray) -> Shape:
+        b, exponent, s = np.exp(p)
+        return float(b), float(exponent / b), float(s * unit)
 
-    def loss(p: np.ndarray, at: tuple[float | None, float | None]) -> float:
-        bounded = Column(name="", lower=lower, upper=upper, shape=shape(p, at))
-        found = float(ReferenceMap([bounded]).log_density(values).mean())
+    def loss(p: np.ndarray) -> float:
+        if np.abs(p).max() > 12:
+            return 1e10
+        column = Column(name="", lower=lower, upper=upper, shape=shape(p))
+        found = float(ReferenceMap([column]).log_density(values).mean())
         return -found if np.isfinite(found) else 1e10
 
-    def fitted(
-        start: np.ndarray, at: tuple[float | None, float | None]
-    ) -> tuple[np.ndarray, float]:
-        free = [True, at[0] is None, not both or at[1] is None]
-        where = np.flatnonzero(free)
-
-        def some(q: np.ndarray) -> float:
-            p = start.copy()
-            p[where] = q
-            return loss(p, at)
-
-        options = {"xatol": 1e-4, "fatol": 1e-7, "maxfev": 400}
-        found = minimize(some, start[where], method="Nelder-Mead", options=options)
-        p = start.copy()
-        p[where] = found.x
-        return p, float(found.fun)
-
-    start, best = fitted(np.zeros(3), (None, None))
-    nearest = [min(ROUND, key=lambda r: abs(np.log(r) - value)) for value in (start[1], start[2])]
-    choices: list[tuple[float, tuple[float, float, float], float]] = []
-    for first, second in product((None, nearest[0]), (None, nearest[1]) if both else (None,)):
-        p, value = (start, best) if first is second is None else fitted(start, (first, second))
-        free = (first is None) + (second is None)
-        penalty = 0.5 * free * np.log(len(x)) / len(x)
-        choices.append((value + penalty, shape(p, (first, second)), -value))
+    start, best = _minimum(loss, np.zeros(3), (None, None, None))
+    first, last = (nearest_round(float(np.exp(start[i]))) for i in (1, 2))
+    choices = []
+    for fixed in product((None, 1.0), (None, first), (None, last) if both else (None,)):
+        free = sum(value is None for value in fixed)
+        p, value = (start, best) if free == 3 else _minimum(loss, start, fixed)
+        choices.append((value + 0.5 * free * np.log(len(x)) / len(x), shape(p), -value))
     _, chosen, mean = min(choices)
 
     return chosen, mean
+
+
+def nearest_round(exponent: float) -> float:
+    """The round exponent nearest to one, as a factor."""
+    return min(ROUND, key=lambda r: abs(np.log(r / exponent)))
+
+
+def _minimum(
+    loss: Callable[[np.ndarray], float], start: np.ndarray, fixed: Fixed
+) -> tuple[np.ndarray, float]:
+    """Where the loss of three logarithms is least, with those fixed that have a value."""
+    from scipy.optimize import minimize
+
+    p = np.array(
+        [at if value is None else np.log(value) for at, value in zip(start, fixed, strict=True)]
+    )
+    where = np.flatnonzero([value is None for value in fixed])
+    if len(where) == 0:
+        return p, loss(p)
+
+    def some(q: np.ndarray) -> float:
+        at = p.copy()
+        at[where] = q
+        return loss(at)
+
+    options = {"xatol": 1e-4, "fatol": 1e-8, "maxfev": 150 * len(where)}
+    found = minimize(some, p[where], method="Nelder-Mead", options=options)
+    p[where] = found.x
+    return p, float(found.fun)
 
 
 def _log_one_minus_exp(t: Tensor) -> Tensor:
