@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quarflow.data.column import Column
 from quarflow.data.column_levels import LevelMap, OtherValues
-from quarflow.data.column_reference import ReferenceMap
+from quarflow.data.column_reference import BetaMap, GammaMap, reference_maps
 
 __all__ = ["Cells"]
 
@@ -30,7 +30,7 @@ class _Edge:
     width: float
     exponent: float
     upper: bool
-    reference: ReferenceMap | None = None
+    reference: GammaMap | BetaMap | None = None
     log_mass: float = 0.0  # of the strip, under the reference
 
     def inside(self, x: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def _edges(j: int, column: Column) -> list[_Edge]:
         if column.shape is None or not math.isclose(exponent, own_exponent(column, upper)):
             found.append(_Edge(j, bound, width, exponent, upper))
             continue
-        reference = ReferenceMap([column])
+        reference = reference_maps([column])[0][1]
         end = bound - width if upper else bound + width
         z = reference.call(torch.tensor([end], dtype=torch.float64))[0]
         log_mass = float(torch.special.log_ndtr(-z if upper else z))

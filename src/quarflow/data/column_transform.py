@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quarflow.data.column_levels import LevelMap
-from quarflow.data.column_reference import ReferenceMap
+from quarflow.data.column_reference import BetaMap, GammaMap, reference_maps
 from quarflow.transforms.base import Transform
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class ColumnTransform(Transform):
         z &= (w - m) / a
 
     A column with levels, or with the shape of a reference density, has
-    :math:`z = \Phi^{-1}(G(x))` instead: see :class:`LevelMap` and :class:`ReferenceMap`.
+    :math:`z = \Phi^{-1}(G(x))` instead: see :class:`LevelMap`, :class:`GammaMap` and
+    :class:`BetaMap`.
 
     Takes data (*, D) of any float type and computes, and returns, float64, so that log-dets are
     exact. Outside the support of a bounded column, and on its edge, the ladj is -inf (density
@@ -66,12 +67,11 @@ class ColumnTransform(Transform):
         self.scale = row([column.scale for column in columns])
         self._tames = bool(self.tamed.any())
         self._bounded = bool((self.lower.isfinite() | self.upper.isfinite()).any())
-        self.maps: list[tuple[Tensor, LevelMap | ReferenceMap]] = []
+        self.maps: list[tuple[Tensor, LevelMap | GammaMap | BetaMap]] = []
         if by_levels:
             self.maps.append((torch.tensor(by_levels), LevelMap([columns[j] for j in by_levels])))
-        if by_shape:
-            found = ReferenceMap([columns[j] for j in by_shape])
-            self.maps.append((torch.tensor(by_shape), found))
+        for where, found in reference_maps(columns):
+            self.maps.append((torch.tensor(where), found))
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z (*, D) and the ladj (*), float64."""
