@@ -3,6 +3,7 @@ r"""The scikit-learn estimator: a table in, an exact density out."""
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from quarflow.allocator import keep_freed_memory
+from quarflow.data.column_notices import dependence, far_away
 from quarflow.data.columns import Columns
 from quarflow.defaults import Defaults, choose_defaults
 from quarflow.fitting import TableRows, build_flow, build_settings, data_units, plain
@@ -49,8 +51,9 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     bounds
         ``{column: (lower, upper)}``, None for an open side; columns are named, or x0, x1, ...
     discrete
-        Columns that get noise of the width of a step while training: ``"auto"`` detects
-        integer-valued and heavily tied ones, ``"none"``, or a list of columns.
+        Columns that get noise of the width of a step while training, and whose score is a
+        probability: ``"auto"`` detects integer-valued and heavily tied ones, ``"none"``, or a
+        list of columns.
     tails
         ``"auto"`` tames heavy-tailed columns by an asinh before the flow, ``"none"`` does not.
     batch_size, learning_rate, max_epochs, patience, ema, clip, weight_decay
@@ -191,8 +194,13 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         context_columns = (
             None
             if given is None
-            else Columns.fit(given, context_names, discrete="none", tails=self.tails)
+            else Columns.fit(
+                given, context_names, discrete="none", tails=self.tails, constant=True
+            )
         )
+        notice = dependence(rows, columns.columns)
+        if notice is not None:
+            warnings.warn(notice, UserWarning, stacklevel=2)
 
         valid_rows = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
         order = np.random.default_rng(seed).permutation(len(rows))
@@ -455,7 +463,12 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         if context is None:
             raise ValueError(f"This density needs context: columns {', '.join(wanted)}.")
 
-        return context_for(context, wanted, rows)
+        values = context_for(context, wanted, rows)
+        notice = far_away(values, self.context_columns_.columns)
+        if notice is not None:
+            warnings.warn(notice, UserWarning, stacklevel=4)
+
+        return values
 
     def _names(self) -> list[str]:
         named = getattr(self, "feature_names_in_", None)

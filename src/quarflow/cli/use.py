@@ -37,6 +37,8 @@ def score(
 ) -> None:
     """Write the log-density of every row, in nats, as a column log_prob.
 
+    Of discrete columns it holds the log-probability; `quarflow info` says which they are.
+
     For an image model: of every image, with its bits per dimension.
 
     Rows keep their order, and the table may be larger than memory. Columns are found by name.
@@ -85,7 +87,10 @@ def score(
     rate = rows / max(seconds, 1e-9)
     typer.echo(f"{rows:,} rows, {mean}{duration(seconds)} ({rate:,.0f} rows/s).")
     if impossible:
-        typer.echo(f"{impossible:,} rows lie outside the bounds of a column: log_prob is -inf.")
+        typer.echo(
+            f"{impossible:,} rows lie outside the bounds of a column, or hold a value that it "
+            "cannot take: log_prob is -inf."
+        )
     if rows > scored + impossible:
         typer.echo(f"{rows - scored - impossible:,} rows with missing values have no log_prob.")
     typer.echo(f"Written to {output}.")

@@ -30,6 +30,7 @@ class Column(BaseModel):
     the reference density, or goes like distance ** (exponent - 1), times the strip's mass.
     center, spread: heavy tails are tamed by asinh((v - center) / spread); spread None: not.
     mean, scale: of the result, for standardising.
+    seen: the smallest and the greatest value in training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -51,6 +52,7 @@ class Column(BaseModel):
     spread: Positive | None = None
     mean: Finite = 0.0
     scale: Positive = 1.0
+    seen: Annotated[tuple[Finite, Finite] | None, Field(strict=False)] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

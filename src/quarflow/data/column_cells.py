@@ -17,8 +17,9 @@ from quarflow.data.column_reference import BetaMap, GammaMap, reference_maps
 __all__ = ["Cells"]
 
 ALONE = 16  # nodes for one column, Gauss and Legendre's
-TOGETHER = 64  # for several with levels among them, Sobol's
+PAIR, MORE = 64, 128  # Sobol's, for two columns and for more, with levels among them
 NARROW = 16  # for several, all of them with narrow cells
+PERIODIC = 4  # columns with levels up to which nodes are made to thin out at the ends of cells
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,17 @@ class Cells:
         if sum(sizes) == 1:
             places, weights = np.polynomial.legendre.leggauss(ALONE)
             return torch.from_numpy(places[:, None] / 2 + 0.5), torch.from_numpy(weights / 2).log()
-        count = NARROW if sizes[0] == 0 else TOGETHER
-        draw = torch.quasirandom.SobolEngine(sum(sizes)).draw(count, dtype=torch.float64)
+        count = NARROW if sizes[0] == 0 else PAIR if sum(sizes) == 2 else MORE
+        t = torch.quasirandom.SobolEngine(sum(sizes)).draw(count, dtype=torch.float64)
+        t, log_weights = t + 0.5 / count, torch.zeros(count, dtype=torch.float64)
+        if 0 < sizes[0] <= PERIODIC:
+            # the outermost cells reach to infinity, where the density in u may have no bound:
+            # t^2 (3 - 2t) makes the integrand vanish there, and periodic
+            part = t[:, : sizes[0]]
+            log_weights = (part * (1 - part)).log().sum(-1)
+            t[:, : sizes[0]] = part * part * (3 - 2 * part)
 
-        return draw + 0.5 / count, torch.full((count,), -math.log(count), dtype=torch.float64)
+        return t, log_weights - log_weights.logsumexp(0)
 
 
 def _edges(j: int, column: Column) -> list[_Edge]:

@@ -10,7 +10,7 @@ import numpy as np
 from quarflow.data.column import Column
 from quarflow.data.source import listed, shorten
 
-__all__ = ["Bounds", "check_inside", "check_names", "check_spread", "check_table"]
+__all__ = ["Bounds", "check_inside", "check_names", "check_spread", "check_table", "is_constant"]
 
 Bounds = Mapping[str, tuple[float | None, float | None]]
 
@@ -98,7 +98,7 @@ def check_spread(name: str, low: float, high: float) -> None:
             f"Column {name!r} is constant ({low:.6g} in every row), so it has no density; "
             "leave it out."
         )
-    if high - low <= 256 * math.ulp(max(abs(low), abs(high))):
+    if is_constant(np.array([low, high])):
         raise ValueError(
             f"Column {name!r} is constant but for rounding (from {low!r} to {high!r}); "
             "leave it out, or subtract its mean before it is stored."
@@ -108,3 +108,9 @@ def check_spread(name: str, low: float, high: float) -> None:
             f"Column {name!r} goes from {low:.6g} to {high:.6g}, too large or too small "
             "to compute with; rescale it."
         )
+
+
+def is_constant(x: np.ndarray) -> bool:
+    """Whether all values of a column are the same, but for rounding."""
+    low, high = float(x.min()), float(x.max())
+    return high - low <= 256 * math.ulp(max(abs(low), abs(high)))

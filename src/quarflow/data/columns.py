@@ -14,7 +14,13 @@ from torch import Tensor
 
 from quarflow.data.column import Column
 from quarflow.data.column_cells import Cells
-from quarflow.data.column_checks import Bounds, check_inside, check_names, check_table
+from quarflow.data.column_checks import (
+    Bounds,
+    check_inside,
+    check_names,
+    check_table,
+    is_constant,
+)
 from quarflow.data.column_fit import detect, keep_inside, settle
 from quarflow.data.column_levels import LevelMap
 from quarflow.data.column_transform import ColumnTransform
@@ -59,14 +65,16 @@ class Columns:
         bounds: Bounds | None = None,
         discrete: Literal["auto", "none"] | Sequence[str] = "auto",
         tails: Literal["auto", "none"] = "auto",
+        constant: bool = False,
     ) -> Columns:
         """Look at each column of X (N, D) and settle its preprocessing.
 
         bounds: (lower, upper) by name, either may be None. discrete: "auto" detects whole
         numbers, lattices and ties, "none" takes all columns for continuous, a list names the
         discrete ones. tails: "auto" tames heavy tails where the likelihood gains by it.
-        Deterministic. Raises ValueError, naming the column (and row), for fewer than two rows,
-        missing values, a constant column, or a value outside its bounds.
+        constant: accept constant columns, as a context may have them. Deterministic. Raises
+        ValueError, naming the column (and row), for fewer than two rows, missing values, a
+        constant column, or a value outside its bounds.
         """
         X = np.asarray(X, dtype=np.float64)
         names = list(names)
@@ -75,9 +83,15 @@ class Columns:
         for j, name in enumerate(names):
             forced = not isinstance(discrete, str) and name in discrete
             wanted = forced or discrete == "auto"
+            if constant and is_constant(X[:, j]):
+                low = float(X[:, j].min())
+                fitted.append(Column(name=name, mean=low, seen=(low, low)))
+                continue
             column = detect(X[:, j], name, limits.get(name, (None, None)), wanted, forced)
             check_inside(X[:, j], column)
-            fitted.append(settle(X[:, j], column, tails, seed=j))
+            column = settle(X[:, j], column, tails, seed=j)
+            seen = (float(X[:, j].min()), float(X[:, j].max()))
+            fitted.append(column.model_copy(update={"seen": seen}))
         return cls(tuple(fitted))
 
     def transform(self) -> ColumnTransform:
