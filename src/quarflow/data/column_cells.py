@@ -17,8 +17,9 @@ from quarflow.data.column_reference import BetaMap, GammaMap, reference_maps
 __all__ = ["Cells"]
 
 ALONE = 16  # nodes for one column, Gauss and Legendre's
-PAIR, MORE = 64, 128  # Sobol's, for two columns and for more, with levels among them
-NARROW = 16  # for several, all of them with narrow cells
+# Sobol's, for several of which none, one or two, or more have wide cells
+NARROW, PAIR, MORE = 16, 64, 128
+WIDE = 10  # with fewer levels than this, cells are wide
 PERIODIC = 4  # columns with levels up to which nodes are made to thin out at the ends of cells
 
 
@@ -82,6 +83,7 @@ class Cells:
     def __init__(self, columns: Sequence[Column]) -> None:
         self.by_levels = [j for j, column in enumerate(columns) if column.levels]
         self.by_step = [j for j, c in enumerate(columns) if c.step is not None and not c.levels]
+        self.wide = sum(len(columns[j].levels) < WIDE for j in self.by_levels)
         self.map = LevelMap([columns[j] for j in self.by_levels]) if self.by_levels else None
         steps = [columns[j].step or 0.0 for j in self.by_step]
         self.steps = torch.tensor(steps, dtype=torch.float64)
@@ -172,10 +174,10 @@ class Cells:
         if sum(sizes) == 1:
             places, weights = np.polynomial.legendre.leggauss(ALONE)
             return torch.from_numpy(places[:, None] / 2 + 0.5), torch.from_numpy(weights / 2).log()
-        count = NARROW if sizes[0] == 0 else PAIR if sum(sizes) == 2 else MORE
+        count = MORE if self.wide > 2 else PAIR if self.wide else NARROW
         t = torch.quasirandom.SobolEngine(sum(sizes)).draw(count, dtype=torch.float64)
         t, log_weights = t + 0.5 / count, torch.zeros(count, dtype=torch.float64)
-        if 0 < sizes[0] <= PERIODIC:
+        if self.wide and sizes[0] <= PERIODIC:
             # the outermost cells reach to infinity, where the density in u may have no bound:
             # t^2 (3 - 2t) makes the integrand vanish there, and periodic
             part = t[:, : sizes[0]]

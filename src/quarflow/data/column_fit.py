@@ -19,7 +19,8 @@ from quarflow.data.column_transform import ColumnTransform
 
 __all__ = ["detect", "keep_inside", "settle"]
 
-EDGE_SHARE, EDGE_ROWS = 0.02, 20  # part of the rows, and rows at least, in the strip at a bound
+# part of the rows in the strip at a bound, without and with a reference density; rows at least
+EDGE_SHARE, REFERENCE_SHARE, EDGE_ROWS = 0.02, 0.05, 20
 
 
 def detect(
@@ -107,7 +108,8 @@ def _by_reference(x: np.ndarray, values: Tensor, column: Column) -> Column:
 
 def _edged(x: np.ndarray, column: Column) -> Column:
     """The column with the strips at its bounds, and how the density goes to the bound there."""
-    share = min(max(EDGE_SHARE, EDGE_ROWS / len(x)), 0.2)
+    usual = EDGE_SHARE if column.shape is None else REFERENCE_SHARE
+    share = min(max(usual, EDGE_ROWS / len(x)), 0.2)
     found = {}
     for upper, bound in ((False, column.lower), (True, column.upper)):
         if bound is None:
