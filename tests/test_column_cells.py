@@ -76,7 +76,7 @@ def test_few_values_become_levels():
     assert column.levels == (1, 2, 5, 10)
     assert sum(column.masses) == pytest.approx(1)
     assert np.allclose(column.masses, [(x == v).mean() for v in column.levels], atol=1e-3)
-    assert "takes 4 values (1, 2, 5, 10)" in columns.describe()[0]
+    assert "takes 4 whole numbers (1, 2, 5, 10)" in columns.describe()[0]
     noisy = columns.dequantise(torch.tensor(x)[:, None].double(), torch.Generator().manual_seed(0))
     z = columns.transform()(noisy)[:, 0].numpy()
     assert stats.kstest(z, "norm").pvalue > 1e-3

@@ -84,8 +84,9 @@ class Column(BaseModel):
         """What is done to this column besides standardising, as a sentence; None if nothing."""
         told = []
         if self.levels:
+            kind = "whole numbers" if all(map(float.is_integer, self.levels)) else "values"
             told.append(
-                f"takes {len(self.levels)} values ({_some(self.levels)}), so its score is a "
+                f"takes {len(self.levels)} {kind} ({_some(self.levels)}), so its score is a "
                 "probability and samples are among them"
             )
         elif self.step is not None:

@@ -38,8 +38,8 @@ class Columns:
     >>> columns = Columns.fit(X, ["visits", "age"])
     >>> for sentence in columns.describe():
     ...     print(sentence)
-    visits: takes whole numbers, so noise of width 1 is added in training and samples are
-    rounded.
+    visits: takes 12 whole numbers (0, 1, 2, 3 and 8 more), so its score is a probability and
+    samples are among them.
     >>> x = columns.dequantise(torch.tensor(X), torch.Generator().manual_seed(0))
     >>> z, ladj = columns.transform().call_and_ladj(x)
     >>> z.mean(0).abs().max().item() < 0.05, ladj.shape
