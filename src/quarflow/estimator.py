@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from quarflow.allocator import keep_freed_memory
+from quarflow.data.column_notices import dependence, far_away
 from quarflow.data.columns import Columns
 from quarflow.data.values import is_frame, read_values
 from quarflow.defaults import Defaults, choose_defaults
@@ -64,8 +65,9 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     bounds
         ``{column: (lower, upper)}``, None for an open side; columns are named, or x0, x1, ...
     discrete
-        Columns that get noise of the width of a step while training: ``"auto"`` detects
-        integer-valued and heavily tied ones, ``"none"``, or a list of columns.
+        Columns that get noise of the width of a step while training, and whose score is a
+        probability: ``"auto"`` detects integer-valued and heavily tied ones, ``"none"``, or a
+        list of columns.
     tails
         ``"auto"`` tames heavy-tailed columns by an asinh before the flow, ``"none"`` does not.
     batch_size, learning_rate, max_epochs, patience, ema, clip, weight_decay
@@ -213,9 +215,12 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             None
             if given is None
             else Columns.fit(
-                given, context_names, discrete="none", tails=self.tails, constant="keep"
+                given, context_names, discrete="none", tails=self.tails, constant=True
             )
         )
+        notice = dependence(rows, columns.columns)
+        if notice is not None:
+            warnings.warn(notice, UserWarning, stacklevel=2)
 
         valid_rows = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
         order = np.random.default_rng(seed).permutation(len(rows))
@@ -296,8 +301,10 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
         """Log-density of each row, in nats and the data's own units.
 
-        Computed in float64, so that it is the same to many digits in whatever batches the rows
-        come. Rows outside the bounds of a column have minus infinity.
+        The score of a discrete column is a probability (see ``columns_.describe()``), so that
+        exp(score) is the probability of its values times the density of the others. Computed in
+        float64, so that it is the same to many digits in whatever batches the rows come. Rows
+        outside the bounds of a column, or off the values it can take, have minus infinity.
 
         Parameters
         ----------
@@ -306,7 +313,23 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         context
             Context of the rows, shape (n, C), or one row of it for all.
         """
-        return self._chunks(X, context, lambda p, x: p.log_prob(x))
+        check_is_fitted(self)
+        rows = self._check_rows(X, reset=False)
+        given = self._given_context(context, len(rows))
+        cells = self.columns_.cells()
+
+        def averaged(p: FlowDistribution, x: Tensor) -> Tensor:
+            return cells.average(x, p.log_prob)
+
+        some = cells.needed(torch.from_numpy(rows)).numpy()
+        if some.all() and len(some):
+            return self._chunks(rows, given, averaged, checked=True)
+        scores = self._chunks(rows, given, lambda p, x: p.log_prob(x), checked=True)
+        if some.any():
+            given = None if given is None else given[some]
+            scores[some] = self._chunks(rows[some], given, averaged, checked=True)
+
+        return scores
 
     def score(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> float:
         """Total log-likelihood of the rows, as in KernelDensity; divide by n for the mean."""
@@ -366,7 +389,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     def sample(
         self, n_samples: int = 1, random_state: Any = None, context: ArrayLike | None = None
     ) -> NDArray[np.float64]:
-        """New rows, shape (n_samples, D); discrete columns are put back on their lattice.
+        """New rows, shape (n_samples, D); discrete columns take values that they can take.
 
         Parameters
         ----------
@@ -386,7 +409,9 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         z = model.flow.base().sample((n_samples,), generator=generator).numpy()
         x = self._chunks(z, context, lambda p, z: p.drawn(z), checked=True, model=model)
 
-        return self.columns_.snap(torch.from_numpy(x)).numpy()
+        rows = self.columns_.cells().settle(torch.from_numpy(x), generator)
+
+        return self.columns_.snap(rows).numpy()
 
     # Files
 
@@ -516,10 +541,13 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         if context is None:
             raise ValueError(f"This density needs context: columns {', '.join(wanted)}.")
 
-        given = context_for(context, wanted, rows)
-        warn_of_new_values(given, self.context_columns_)
+        values = context_for(context, wanted, rows)
+        warn_of_new_values(values, self.context_columns_)
+        notice = far_away(values, self.context_columns_.columns)
+        if notice is not None:
+            warnings.warn(notice, UserWarning, stacklevel=4)
 
-        return given
+        return values
 
     def _names(self) -> list[str]:
         named = getattr(self, "feature_names_in_", None)

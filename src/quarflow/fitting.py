@@ -61,13 +61,14 @@ class TableRows:
         self.x = torch.from_numpy(rows[index])
         self.c = None if context is None else torch.from_numpy(context[index])
         self.columns, self.context_names = columns, context_names
+        self.cells = columns.cells()
 
     def __len__(self) -> int:
         return len(self.x)
 
     def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Rows (n, D) and context (n, C) in data units, float64."""
-        x = self.columns.dequantise(self.x[index], generator)
+        x = self.columns.dequantise(self.x[index], generator, self.cells)
 
         return x, None if self.c is None else self.c[index]
 
@@ -110,7 +111,11 @@ def build_settings(chosen: Mapping[str, Any], seed: int) -> TrainingSettings:
 
 def data_units(flow: Flow, columns: Columns, context: Columns | None) -> DataUnits:
     """The flow with the preprocessing of columns and context in front of it."""
-    return DataUnits(flow, columns.transform(), None if context is None else context.transform())
+    given, cells = None if context is None else context.transform(), columns.cells()
+
+    return DataUnits(
+        flow, columns.transform(), given, cells.log_measure if cells.discrete else None
+    )
 
 
 def identity(

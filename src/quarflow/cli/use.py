@@ -38,6 +38,8 @@ def score(
 ) -> None:
     """Write the log-density of every row as a column log_prob: log p, more is likelier.
 
+    Of discrete columns it holds the log-probability; `quarflow info` says which they are.
+
     For an image model: of every image, with its bits per dimension.
 
     Rows keep their order, and the table may be larger than memory. Columns are found by name.
@@ -90,7 +92,10 @@ def score(
     if scored:
         typer.echo(f"Mean: {nats(-total / scored)}.")
     if impossible:
-        typer.echo(f"{impossible:,} rows lie outside the bounds of a column: log_prob is -inf.")
+        typer.echo(
+            f"{impossible:,} rows lie outside the bounds of a column, or hold a value that it "
+            "cannot take: log_prob is -inf."
+        )
     if rows > scored + impossible:
         typer.echo(f"{rows - scored - impossible:,} rows with missing values have no log_prob.")
     typer.echo(f"Written to {output}.")
