@@ -22,6 +22,7 @@ from quarflow.fitting import TableRows, build_flow, build_settings, data_units, 
 from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
 from quarflow.frames import check_finite, check_numeric, context_for, read_context
+from quarflow.starting import fall_back, find_start, start_from, what_happened
 from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
 
 __all__ = ["QuARDensity"]
@@ -45,6 +46,10 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         Number of residual steps, and widths of their hidden layers.
     norm, order, activation, sigma, mix, base
         See :class:`quarflow.QuAR`.
+    start
+        ``"auto"`` starts from the best Gaussian in closed form where that pays, and falls back
+        to it where the validation rows are described no better after training; ``"none"``
+        does neither.
     bounds
         ``{column: (lower, upper)}``, None for an open side; columns are named, or x0, x1, ...
     discrete
@@ -104,6 +109,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         sigma: float = 0.97,
         mix: str = "none",
         base: str = "normal",
+        start: Literal["auto", "none"] = "auto",
         bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
         discrete: Literal["auto", "none"] | Sequence[str] = "auto",
         tails: Literal["auto", "none"] = "auto",
@@ -130,6 +136,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         self.sigma = sigma
         self.mix = mix
         self.base = base
+        self.start = start
         self.bounds = bounds
         self.discrete = discrete
         self.tails = tails
@@ -182,6 +189,8 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
                 "validation_fraction must be above 0 and at most 0.5, not "
                 f"{self.validation_fraction}."
             )
+        if self.start not in ("auto", "none"):
+            raise ValueError(f"start must be 'auto' or 'none', not {self.start!r}.")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
 
         columns = Columns.fit(
@@ -198,21 +207,29 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         valid, kept = order[:valid_rows], order[valid_rows:]
         width = 0 if given is None else given.shape[1]
         chosen = self._chosen(choose_defaults(len(kept), rows.shape[1], width))
-        flow = build_flow(chosen, rows.shape[1], width, seed)
         settings = build_settings(chosen, seed)
-        model = data_units(flow, columns, context_columns)
+        parts = [TableRows(rows, given, columns, index) for index in (kept, valid)]
+        start = None
+        if self.start != "none":
+            start = find_start(*parts, columns, context_columns, settings)
+        chosen["start"] = "gaussian" if start is not None and start.mixes else "none"
+        flow = build_flow(chosen, rows.shape[1], width, seed)
+        if start is not None and start.mixes:
+            start_from(flow, start.gaussian)
 
         with TrainingProgress(verbose=bool(self.verbose)) as progress:
             result = train(
-                model,
-                TableRows(rows, given, columns, kept),
-                TableRows(rows, given, columns, valid),
+                data_units(flow, columns, context_columns),
+                *parts,
                 settings,
                 device=self.device,
                 checkpoint=self.checkpoint,
                 resume=self.resume,
                 on_event=progress,
             )
+            flow, told = fall_back(flow, start, result)
+            if told:
+                progress.say(told)
         self.flow_ = flow.cpu().eval()
         self.columns_, self.context_columns_ = columns, context_columns
         self.history_ = result.history
@@ -230,15 +247,9 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             "train_rows": len(kept),
             "valid_rows": len(valid),
             "columns": rows.shape[1],
-            "context": 0 if given is None else given.shape[1],
+            "context": width,
             "parameters": sum(p.numel() for p in flow.parameters()),
-            "steps": result.steps,
-            "epochs": result.epochs,
-            "seconds": result.seconds,
-            "valid_nats": result.best,
-            "stopped": result.stopped,
-            "interrupted": result.interrupted,
-            "recoveries": result.recoveries,
+            **what_happened(result, start, told),
         }
 
         return self

@@ -256,6 +256,12 @@ class Branch(nn.Module):
         first.diagonal.mul_(gain[None, :, :, None])
         second.diagonal.div_(spread[None, :, None, :])
 
+    @torch.no_grad()
+    def vanish(self) -> None:
+        """Make all branches 0 everywhere, so that the steps do nothing."""
+        for parameter in self._layers()[-1].parameters():
+            parameter.zero_()
+
     def _layers(self) -> list[BlockTriangularLinear]:
         return [layer for layer in self.layers if isinstance(layer, BlockTriangularLinear)]
 

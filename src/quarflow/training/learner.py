@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quarflow.training.rows import Rows, mix, seeded
+from quarflow.training.rows import Rows, mix, validation_batch
 from quarflow.training.settings import TrainingSettings
 from quarflow.training.state import (
     Average,
@@ -138,16 +138,11 @@ class Learner:
     @torch.no_grad()
     def validate(self, rows: Rows, size: int) -> tuple[float, int]:
         """Score the average: give the mean nats, and how many rows have none that is finite."""
-        home = torch.device(getattr(rows, "device", "cpu"))
         flow = self.averaged.module
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for number, start in enumerate(range(0, len(rows), size)):
-            if number % self.accelerator.num_processes != self.accelerator.process_index:
-                continue
-            index = torch.arange(start, min(start + size, len(rows)), device=home)
-            # the same noise at each evaluation, so that they can be compared
-            noise = seeded(self.settings.seed, "validation", number, device=home)
-            x, c = self.moved(rows.batch(index, noise))
+        first, step = self.accelerator.process_index, self.accelerator.num_processes
+        for number in range(first, -(-len(rows) // size), step):
+            x, c = self.moved(validation_batch(rows, number, size, self.settings.seed))
             self.seed("evaluation", number)
             nats = -flow(c).log_prob(x).double()
             sums += torch.stack([nats.sum(), (~torch.isfinite(nats)).sum()])

@@ -149,6 +149,9 @@ class _Run:
         if counters.stopped is None:
             told = "" if not resume else "No checkpoint to resume from: starting from step 0."
             self.tell("start", f"Resumed at step {resumed_at}." if resuming else told)
+            if self.settings.evaluate_start and not resuming:
+                for event in self.evaluate(scheduled=True):
+                    self.tell(*event)
             interrupted = self.loop(signals)
         if not self.learner.best:
             raise TrainingError(
@@ -276,6 +279,8 @@ class _Run:
         counters.seconds = time.perf_counter() - self.started
         self.agree()
         if not math.isfinite(nats):
+            if not counters.step:
+                return []  # of a start that is no candidate; there is nothing to step back to
             told = f"{bad} of {len(rows)}" if bad else "all"
             self.step_back(f"the log-probability of {told} validation rows was not finite")
             return []

@@ -97,11 +97,16 @@ class TrainingProgress:
             self._bar.stop()
             self._bar = None
 
+    def say(self, message: str) -> None:
+        """Show a sentence."""
+        if self.verbose and self._console is not None:
+            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if self.verbose and self._console is not None:
             if event.message:
-                self._console.print(event.message, markup=False, highlight=False, soft_wrap=True)
+                self.say(event.message)
             if self._bar is not None:
                 self._bar.update(self._task, completed=event.progress, description=describe(event))
             elif event.kind == "evaluation":
