@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from quarflow.fitting import TableRows, build_flow, build_settings, data_units, 
 from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
 from quarflow.frames import check_finite, check_numeric, context_for, read_context
-from quarflow.starting import fall_back, find_start, start_from, what_happened
 from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
+
+if TYPE_CHECKING:
+    from quarflow.training import TrainingResult
 
 __all__ = ["QuARDensity"]
 
@@ -175,22 +177,12 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             For data that cannot be fitted or an argument out of its range; it names the
             column, the row or the argument.
         """
+        from quarflow.starting import fall_back, find_start, start_from, what_happened
         from quarflow.training import TrainingProgress, train
 
         rows = self._check_rows(X, reset=True)
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
-        if len(rows) < LEAST_ROWS:
-            raise ValueError(
-                f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
-                f"{'is' if len(rows) == 1 else 'are'} {len(rows)} sample{'s' * (len(rows) > 1)}."
-            )
-        if not 0 < self.validation_fraction <= 0.5:
-            raise ValueError(
-                "validation_fraction must be above 0 and at most 0.5, not "
-                f"{self.validation_fraction}."
-            )
-        if self.start not in ("auto", "none"):
-            raise ValueError(f"start must be 'auto' or 'none', not {self.start!r}.")
+        self._check_arguments(len(rows))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
 
         columns = Columns.fit(
@@ -202,25 +194,26 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             else Columns.fit(given, context_names, discrete="none", tails=self.tails)
         )
 
-        valid_rows = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
+        held_out = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
         order = np.random.default_rng(seed).permutation(len(rows))
-        valid, kept = order[:valid_rows], order[valid_rows:]
+        train_rows = TableRows(rows, given, columns, order[held_out:])
+        valid_rows = TableRows(rows, given, columns, order[:held_out])
         width = 0 if given is None else given.shape[1]
-        chosen = self._chosen(choose_defaults(len(kept), rows.shape[1], width))
+        chosen = self._chosen(choose_defaults(len(train_rows), rows.shape[1], width))
         settings = build_settings(chosen, seed)
-        parts = [TableRows(rows, given, columns, index) for index in (kept, valid)]
         start = None
         if self.start != "none":
-            start = find_start(*parts, columns, context_columns, settings)
-        chosen["start"] = "gaussian" if start is not None and start.mixes else "none"
+            start = find_start(train_rows, valid_rows, columns, context_columns, settings)
+        chosen["start"] = "gaussian" if start is not None and start.pays else "none"
         flow = build_flow(chosen, rows.shape[1], width, seed)
-        if start is not None and start.mixes:
-            start_from(flow, start.gaussian)
+        if start is not None and start.pays:
+            start_from(flow, start)
 
         with TrainingProgress(verbose=bool(self.verbose)) as progress:
             result = train(
                 data_units(flow, columns, context_columns),
-                *parts,
+                train_rows,
+                valid_rows,
                 settings,
                 device=self.device,
                 checkpoint=self.checkpoint,
@@ -233,19 +226,11 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         self.flow_ = flow.cpu().eval()
         self.columns_, self.context_columns_ = columns, context_columns
         self.history_ = result.history
-        self.settings_ = {
-            # random_state may be a generator; what it gave is the seed
-            **{k: v for k, v in chosen.items() if k not in {*NOT_SAVED, "random_state"}},
-            **flow.arguments,
-            **asdict(settings),
-            "steps_per_epoch": result.steps_per_epoch,
-            "evaluate_every": result.evaluate_every,
-            "device": result.device,
-        }
+        self.settings_ = self._settings(chosen, asdict(settings), result)
         self.metrics_ = {
             "rows": len(rows),
-            "train_rows": len(kept),
-            "valid_rows": len(valid),
+            "train_rows": len(train_rows),
+            "valid_rows": len(valid_rows),
             "columns": rows.shape[1],
             "context": width,
             "parameters": sum(p.numel() for p in flow.parameters()),
@@ -253,6 +238,34 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         }
 
         return self
+
+    def _check_arguments(self, rows: int) -> None:
+        if rows < LEAST_ROWS:
+            raise ValueError(
+                f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
+                f"{'is' if rows == 1 else 'are'} {rows} sample{'s' * (rows > 1)}."
+            )
+        if not 0 < self.validation_fraction <= 0.5:
+            raise ValueError(
+                "validation_fraction must be above 0 and at most 0.5, not "
+                f"{self.validation_fraction}."
+            )
+        if self.start not in ("auto", "none"):
+            raise ValueError(f"start must be 'auto' or 'none', not {self.start!r}.")
+
+    def _settings(
+        self, chosen: Mapping[str, Any], training: Mapping[str, Any], result: TrainingResult
+    ) -> dict[str, Any]:
+        """Every choice that was made, in Python's own types."""
+        return {
+            # random_state may be a generator; what it gave is the seed
+            **{k: v for k, v in chosen.items() if k not in {*NOT_SAVED, "random_state"}},
+            **self.flow_.arguments,
+            **training,
+            "steps_per_epoch": result.steps_per_epoch,
+            "evaluate_every": result.evaluate_every,
+            "device": result.device,
+        }
 
     def _chosen(self, auto: Defaults) -> dict[str, Any]:
         """The arguments, with what is "auto" taken from the defaults."""

@@ -8,40 +8,45 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Transform
 
 from quarflow.data.columns import Columns
+from quarflow.defaults import has_few_rows
 from quarflow.fitting import TableRows
 from quarflow.flows import QuAR
-from quarflow.gaussian import Gaussian, best_gaussian
+from quarflow.gaussian import Gaussian, best_gaussian, marginal_entropies
 from quarflow.training.rows import Plan, Rows, seeded, validation_batch
 from quarflow.training.settings import TrainingResult, TrainingSettings
 from quarflow.transforms import call_and_ladj
 
-__all__ = ["Start", "find_start", "gaussian_flow", "start_from"]
+__all__ = ["Start", "fall_back", "find_start", "gaussian_flow", "start_from", "what_happened"]
+
+Array = NDArray[np.float64]
 
 MOST_ROWS = 100_000  # that a Gaussian is fitted to
+MANY_ROWS = 200  # for each column, from which the map need not be held back
 ROUNDING = 1e-4  # nats
 
 
 @dataclass(frozen=True)
 class Start:
-    """The best Gaussian of the standardised columns.
+    """The best Gaussian of the standardised columns, and whether to train from it.
 
     Attributes:
         gaussian: The Gaussian.
         nats: Its mean on the validation rows, in data units, with the noise that training
             evaluates them with; infinite where it has no finite one.
+        pays: Whether to train from it.
+        gently: Whether the steps shall begin as identities, so that the first weights to be
+            kept are the Gaussian itself.
     """
 
     gaussian: Gaussian
     nats: float
-
-    @property
-    def mixes(self) -> bool:
-        """Whether it does more than standardise each column."""
-        return self.gaussian.kind != "independent"
+    pays: bool
+    gently: bool
 
 
 def find_start(
@@ -60,22 +65,40 @@ def find_start(
     """
     maps = columns.transform(), None if context_columns is None else context_columns.transform()
     index = torch.arange(min(len(train_rows), MOST_ROWS))
-    x, c = train_rows.batch(index, seeded(settings.seed, "gaussian"))
-    u, c, _ = _standardised(maps, x, c)
-    x, valid_c = _validation(valid_rows, Plan.of(len(train_rows), settings), settings)
-    valid, valid_c, ladj = _standardised(maps, x, valid_c)
-    gaussian, nats = best_gaussian(
-        u.numpy(),
-        None if c is None else c.numpy(),
-        valid.numpy(),
-        None if valid_c is None else valid_c.numpy(),
-    )
+    batch = train_rows.batch(index, seeded(settings.seed, "gaussian"))
+    u, c, _ = _standardised(maps, *batch)
+    batch = _validation(valid_rows, Plan.of(len(train_rows), settings), settings)
+    valid, valid_c, ladj = _standardised(maps, *batch)
+    gaussian, nats = best_gaussian(u, c, valid, valid_c)
     nats -= float(ladj.mean())
 
-    return Start(gaussian, nats if math.isfinite(nats) else math.inf)
+    few = has_few_rows(len(train_rows), u.shape[1])
+
+    return Start(
+        gaussian,
+        nats if math.isfinite(nats) else math.inf,
+        pays=few or _pays(gaussian, u, c),
+        gently=few,
+    )
 
 
-def _validation(rows: Rows, plan: Plan, settings: TrainingSettings) -> tuple[Tensor, Tensor | None]:
+def _pays(gaussian: Gaussian, u: Array, c: Array | None) -> bool:
+    """Whether training from the Gaussian was better than without in comparisons.
+
+    It has to mix columns, there have to be many rows for each of them, and what it makes of them
+    has to be nearer to independence than they are themselves, each with a density of its own:
+    columns with spikes are better left alone.
+    """
+    if gaussian.kind == "independent" or len(u) < MANY_ROWS * u.shape[1]:
+        return False
+    before, after = (marginal_entropies(rows).sum() for rows in (u, gaussian.standardised(u, c)))
+
+    return bool(after - gaussian.ladj < before)
+
+
+def _validation(
+    rows: Rows, plan: Plan, settings: TrainingSettings
+) -> tuple[Tensor, Tensor | None]:
     size = 4 * plan.batch_size
     batches = [
         validation_batch(rows, number, size, settings.seed)
@@ -88,14 +111,22 @@ def _validation(rows: Rows, plan: Plan, settings: TrainingSettings) -> tuple[Ten
 
 def _standardised(
     maps: tuple[Transform, Transform | None], x: Tensor, c: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Array, Array | None, Array]:
     u, ladj = call_and_ladj(maps[0], x)
+    if c is not None and maps[1] is not None:
+        c = maps[1](c)
 
-    return u, c if c is None or maps[1] is None else maps[1](c), ladj
+    return u.numpy(), None if c is None else c.numpy(), ladj.numpy()
 
 
-def start_from(flow: QuAR, gaussian: Gaussian) -> None:
+def start_from(flow: QuAR, start: Start) -> None:
     """Put the Gaussian before the first step."""
+    _put(flow, start.gaussian)
+    if start.gently:
+        flow.branches.calm()
+
+
+def _put(flow: QuAR, gaussian: Gaussian) -> None:
     matrix, shift, context = (
         torch.from_numpy(np.ascontiguousarray(part))
         for part in (gaussian.matrix, gaussian.shift, gaussian.context)
@@ -103,9 +134,7 @@ def start_from(flow: QuAR, gaussian: Gaussian) -> None:
     flow.start_from(matrix, shift, context if flow.context else None)
 
 
-def fall_back(
-    flow: QuAR, start: Start | None, result: TrainingResult
-) -> tuple[QuAR, str]:
+def fall_back(flow: QuAR, start: Start | None, result: TrainingResult) -> tuple[QuAR, str]:
     """The trained flow, or the Gaussian where validation rows are described better by it.
 
     Returns:
@@ -152,7 +181,7 @@ def gaussian_flow(flow: QuAR, gaussian: Gaussian) -> QuAR:
     }
     with torch.random.fork_rng(devices=[]):
         made = QuAR(**arguments)
-    start_from(made, gaussian)
+    _put(made, gaussian)
     made.branches.vanish()
 
     return made

@@ -177,9 +177,7 @@ class QuAR(Flow):
 
         return chain if self.start is None else Composed([self.start(c), chain], exact=True)
 
-    def start_from(
-        self, matrix: Tensor, shift: Tensor, context: Tensor | None = None
-    ) -> None:
+    def start_from(self, matrix: Tensor, shift: Tensor, context: Tensor | None = None) -> None:
         r"""Start from the Gaussian that z = matrix x + shift + context c makes standard.
 
         The affine maps between the steps stay identities: what they would standardise on the

@@ -117,7 +117,9 @@ class Sampler:
         return self.rows.batch(index, seeded(self.seed, "first noise", device=self.device))
 
 
-def validation_batch(rows: Rows, number: int, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
+def validation_batch(
+    rows: Rows, number: int, size: int, seed: int
+) -> tuple[Tensor, Tensor | None]:
     """Give the (x, c) of one of the batches of so many validation rows.
 
     The noise is the same at each evaluation, so that they can be compared.
