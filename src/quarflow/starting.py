@@ -26,7 +26,7 @@ __all__ = ["Start", "fall_back", "find_start", "gaussian_flow", "start_from", "w
 Array = NDArray[np.float64]
 
 MOST_ROWS = 100_000  # that a Gaussian is fitted to
-MANY_ROWS = 200  # for each column, from which the map need not be held back
+MANY_ROWS = 50  # for each column; with fewer, whitening makes noise loud
 ROUNDING = 1e-4  # nats
 
 
