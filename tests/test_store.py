@@ -27,6 +27,7 @@ def original(tmp_path_factory):
         hidden_features=(6,),
         max_epochs=1,
         random_state=0,
+        start="none",
         bounds={"x1": (-50, None)},
     ).fit(X, context=rng.normal(size=(60, 1)))
     folder = tmp_path_factory.mktemp("store") / "model"

@@ -173,9 +173,9 @@ class QuAR(Flow):
         if self.mixes is not None:
             return super().transform(c)
 
-        chain = QuARChain(self.branches.bind(c), *self.actnorms.stacked())
+        first = None if self.start is None else self.start(c)
 
-        return chain if self.start is None else Composed([self.start(c), chain], exact=True)
+        return QuARChain(self.branches.bind(c), *self.actnorms.stacked(), first)
 
     def start_from(self, matrix: Tensor, shift: Tensor, context: Tensor | None = None) -> None:
         r"""Start from the Gaussian that z = matrix x + shift + context c makes standard.
