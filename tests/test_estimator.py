@@ -368,6 +368,7 @@ def test_refused_noise(fitted):
         ("sigma", 1.0),
         ("mix", "qr"),
         ("base", "cauchy"),
+        ("start", "mixture"),
         ("batch_size", 0),
         ("learning_rate", -1.0),
         ("learning_rate", float("nan")),

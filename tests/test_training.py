@@ -102,7 +102,9 @@ def fit(flow=None, rows=None, **given):
 
 
 def without_times(history):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+    return [
+        {k: v for k, v in record.items() if k != "seconds" and v is not None} for record in history
+    ]
 
 
 def assert_same(a, b):
@@ -384,6 +386,44 @@ def test_resumes_exactly_through_cuts_and_recoveries(tmp_path):
     resumed = fit(checkpoint=folder, resume=True, **given)
     assert_same(whole, resumed)
     assert resumed[1].recoveries == whole[1].recoveries
+
+
+def test_the_start_is_the_first_candidate():
+    flow = fit()[0]
+    before = copy.deepcopy(flow.state_dict())
+    worse = {"learning_rate": 1.0, "max_epochs": 2, "evaluate_start": True}
+    told = []
+    flow, result = fit(flow, on_event=told.append, **worse)
+    first = result.history[0]
+    assert (first["step"], first["epoch"], first["train_nats"]) == (0, 0, None)
+    assert [record["step"] for record in result.history] == [0, 20]
+    assert (result.best, result.best_step) == (first["valid_nats"], 0)
+    assert [event.record for event in told if event.kind == "evaluation"] == result.history
+    for name in ("net.0.weight", "net.2.bias"):
+        assert torch.equal(flow.state_dict()[name], before[name])
+    assert [record["step"] for record in fit(max_epochs=2)[1].history] == [20]
+
+
+def test_a_start_that_is_not_finite_is_no_candidate():
+    valid = Noisy(100, seed=1, spoil={1})
+    chosen = settings(max_epochs=2, evaluate_start=True)
+    result = train(toy(), Noisy(), valid, chosen, device="cpu")
+    assert [record["step"] for record in result.history] == [20]
+    assert result.recoveries == []
+
+
+@pytest.mark.parametrize("at", [20, 60])
+def test_resumes_exactly_from_an_evaluated_start(tmp_path, at):
+    def stop(event):
+        if event.kind == "evaluation" and event.step == at:
+            raise Stop
+
+    whole = fit(evaluate_start=True)
+    with pytest.raises(Stop):
+        fit(checkpoint=tmp_path / "ck", on_event=stop, evaluate_start=True)
+    resumed = fit(checkpoint=tmp_path / "ck", resume=True, evaluate_start=True)
+    assert resumed[1].resumed_at == at
+    assert_same(whole, resumed)
 
 
 def test_a_finished_run_resumes_to_its_result(tmp_path, uninterrupted):

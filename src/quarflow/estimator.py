@@ -3,6 +3,7 @@ r"""The scikit-learn estimator: a table in, an exact density out."""
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -39,7 +40,7 @@ from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, s
 from quarflow.transforms.trust import Amplification
 
 if TYPE_CHECKING:
-    from quarflow.training import TrainingResult, TrainingSettings
+    from quarflow.training import TrainingResult
 
 __all__ = ["QuARDensity"]
 
@@ -62,6 +63,10 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         Number of residual steps, and widths of their hidden layers.
     norm, order, activation, sigma, mix, base
         See :class:`quarflow.QuAR`.
+    start
+        ``"auto"`` starts from the best Gaussian in closed form where that pays, and falls back
+        to it where the validation rows are described no better after training; ``"none"``
+        does neither.
     bounds
         ``{column: (lower, upper)}``, None for an open side; columns are named, or x0, x1, ...
     discrete
@@ -123,6 +128,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         sigma: float = 0.97,
         mix: str = "none",
         base: str = "normal",
+        start: Literal["auto", "none"] = "auto",
         bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
         discrete: Literal["auto", "none"] | Sequence[str] = "auto",
         tails: Literal["auto", "none"] = "auto",
@@ -149,6 +155,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         self.sigma = sigma
         self.mix = mix
         self.base = base
+        self.start = start
         self.bounds = bounds
         self.discrete = discrete
         self.tails = tails
@@ -192,20 +199,14 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             After Ctrl-C, when the best so far has become this density: who catches it can use
             it. SIGTERM ends the process at the same point; handlers of one's own are called.
         """
+        from quarflow.starting import fall_back, find_start, start_from, what_happened
         from quarflow.training import StopSignals, TrainingProgress, train
+
+        begun = time.perf_counter()
 
         rows = self._check_rows(X, reset=True)
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
-        if len(rows) < LEAST_ROWS:
-            raise ValueError(
-                f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
-                f"{'is' if len(rows) == 1 else 'are'} {len(rows)} sample{'s' * (len(rows) > 1)}."
-            )
-        if not 0 < self.validation_fraction <= 0.5:
-            raise ValueError(
-                "validation_fraction must be above 0 and at most 0.5, not "
-                f"{self.validation_fraction}."
-            )
+        self._check_arguments(len(rows))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
 
         columns = Columns.fit(
@@ -222,67 +223,80 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)
 
-        valid_rows = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
+        held_out = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
         order = np.random.default_rng(seed).permutation(len(rows))
-        valid, kept = order[:valid_rows], order[valid_rows:]
+        train_rows = TableRows(rows, given, columns, order[held_out:], context_names)
+        valid_rows = TableRows(rows, given, columns, order[:held_out], context_names)
         width = 0 if given is None else given.shape[1]
-        chosen = self._chosen(choose_defaults(len(kept), rows.shape[1], width))
-        flow = build_flow(chosen, rows.shape[1], width, seed)
+        chosen = self._chosen(choose_defaults(len(train_rows), rows.shape[1], width))
         settings = build_settings(chosen, seed)
-        model = data_units(flow, columns, context_columns)
+        start = None
+        if self.start != "none":
+            start = find_start(train_rows, valid_rows, columns, context_columns, settings)
+        chosen["start"] = "gaussian" if start is not None and start.pays else "none"
+        flow = build_flow(chosen, rows.shape[1], width, seed)
+        if start is not None and start.pays:
+            start_from(flow, start)
 
         with StopSignals():  # passed on in the end, when all that was reached is kept
             with TrainingProgress(verbose=bool(self.verbose)) as progress:
                 result = train(
-                    model,
-                    TableRows(rows, given, columns, kept, context_names),
-                    TableRows(rows, given, columns, valid, context_names),
+                    data_units(flow, columns, context_columns),
+                    train_rows,
+                    valid_rows,
                     settings,
                     device=self.device,
                     checkpoint=self.checkpoint,
                     resume=self.resume,
                     identity=identity(chosen, flow, columns, context_columns),
                     on_event=progress,
+                    begun=begun,
                 )
+                flow, told = fall_back(flow, start, result)
+                if told:
+                    progress.say(told)
             self.flow_ = flow.cpu().eval()
             self.columns_, self.context_columns_ = columns, context_columns
-            self._note(chosen, settings, result, (len(kept), len(valid)))
+            self.history_ = result.history
+            self.settings_ = self._settings(chosen, asdict(settings), result)
+            self.metrics_ = {
+                "rows": len(rows),
+                "train_rows": len(train_rows),
+                "valid_rows": len(valid_rows),
+                "columns": rows.shape[1],
+                "context": width,
+                "parameters": sum(p.numel() for p in flow.parameters()),
+                **what_happened(result, start, told),
+            }
 
         return self
 
-    def _note(
-        self,
-        chosen: Mapping[str, Any],
-        settings: TrainingSettings,
-        result: TrainingResult,
-        rows: tuple[int, int],
-    ) -> None:
-        """Keep the choices made and the numbers of a fit to so many rows, and as many held out."""
-        flow, context = self.flow_, self.context_columns_
-        self.history_ = result.history
-        self.settings_ = {
+    def _check_arguments(self, rows: int) -> None:
+        if rows < LEAST_ROWS:
+            raise ValueError(
+                f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
+                f"{'is' if rows == 1 else 'are'} {rows} sample{'s' * (rows > 1)}."
+            )
+        if not 0 < self.validation_fraction <= 0.5:
+            raise ValueError(
+                "validation_fraction must be above 0 and at most 0.5, not "
+                f"{self.validation_fraction}."
+            )
+        if self.start not in ("auto", "none"):
+            raise ValueError(f"start must be 'auto' or 'none', not {self.start!r}.")
+
+    def _settings(
+        self, chosen: Mapping[str, Any], training: Mapping[str, Any], result: TrainingResult
+    ) -> dict[str, Any]:
+        """Every choice that was made, in Python's own types."""
+        return {
             # random_state may be a generator; what it gave is the seed
             **{k: v for k, v in chosen.items() if k not in {*NOT_SAVED, "random_state"}},
-            **flow.arguments,
-            **asdict(settings),
+            **self.flow_.arguments,
+            **training,
             "steps_per_epoch": result.steps_per_epoch,
             "evaluate_every": result.evaluate_every,
             "device": result.device,
-        }
-        self.metrics_ = {
-            "rows": sum(rows),
-            "train_rows": rows[0],
-            "valid_rows": rows[1],
-            "columns": len(self.columns_),
-            "context": 0 if context is None else len(context),
-            "parameters": sum(p.numel() for p in flow.parameters()),
-            "steps": result.steps,
-            "epochs": result.epochs,
-            "seconds": result.seconds,
-            "valid_nats": result.best,
-            "stopped": result.stopped,
-            "interrupted": result.interrupted,
-            "recoveries": result.recoveries,
         }
 
     def _chosen(self, auto: Defaults) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class TableRows:
 
 def build_flow(chosen: Mapping[str, Any], features: int, context: int, seed: int) -> QuAR:
     """The flow with the chosen arguments, initialised from a seed."""
-    names = ("transforms", "norm", "order", "activation", "sigma", "mix", "base")
+    names = ("transforms", "norm", "order", "activation", "sigma", "mix", "base", "start")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
 
@@ -106,7 +106,9 @@ def build_settings(chosen: Mapping[str, Any], seed: int) -> TrainingSettings:
 
     names = {field.name for field in fields(TrainingSettings)}
 
-    return TrainingSettings(seed=seed, **{k: v for k, v in chosen.items() if k in names})
+    return TrainingSettings(
+        seed=seed, evaluate_start=True, **{k: v for k, v in chosen.items() if k in names}
+    )
 
 
 def data_units(flow: Flow, columns: Columns, context: Columns | None) -> DataUnits:

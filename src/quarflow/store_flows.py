@@ -93,6 +93,7 @@ class QuARArguments(Strict):
     mix: Literal["none", "lu"]
     base: Literal["normal", "student-t"]
     trick: Annotated[bool, Field(strict=True)]
+    start: Literal["none", "gaussian"] = "none"  # models of earlier versions have none
 
     def least_numbers(self) -> int:
         """A lower bound on how many numbers the weights hold, without building the flow."""
@@ -102,7 +103,9 @@ class QuARArguments(Strict):
         numbers = sum(blocks * a * b + D * b * (1 + self.context) for a, b in pairwise(units))
         mix = D * D if self.mix == "lu" and D > 1 else 0
 
-        return self.transforms * (numbers + mix)
+        start = D * (D + 2 + self.context) if self.start == "gaussian" else 0
+
+        return self.transforms * (numbers + mix) + start
 
 
 class FlowConfig(Strict):

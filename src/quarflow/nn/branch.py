@@ -253,6 +253,19 @@ class Branch(nn.Module):
         first.diagonal.mul_(gain[None, :, :, None])
         second.diagonal.div_(spread[None, :, None, :])
 
+    @torch.no_grad()
+    def vanish(self) -> None:
+        """Make all branches 0 everywhere, so that the steps do nothing."""
+        for parameter in self._layers()[-1].parameters():
+            parameter.zero_()
+
+    @torch.no_grad()
+    def calm(self) -> None:
+        """Start as 0 everywhere, and with half of the budget that sigma allows."""
+        self.vanish()
+        if self.theta_raw is not None:
+            self.theta_raw.fill_(1.0)
+
     def _layers(self) -> list[BlockTriangularLinear]:
         return [layer for layer in self.layers if isinstance(layer, BlockTriangularLinear)]
 

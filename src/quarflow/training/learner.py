@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quarflow.training.rows import Rows, mix, seeded
+from quarflow.training.rows import Rows, mix, validation_batch
 from quarflow.training.settings import TrainingSettings
 from quarflow.training.state import (
     Average,
@@ -154,18 +154,14 @@ class Learner:
 
         When `late`, after at least one batch, the rest of the rows is left out.
         """
-        home = torch.device(getattr(rows, "device", "cpu"))
         flow = self.averaged.module
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for number, start in enumerate(range(0, len(rows), size)):
+        for number in range(-(-len(rows) // size)):
             if number % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
             if number and late():
                 break
-            index = torch.arange(start, min(start + size, len(rows)), device=home)
-            # the same noise at each evaluation, so that they can be compared
-            noise = seeded(self.settings.seed, "validation", number, device=home)
-            x, c = self.moved(rows.batch(index, noise))
+            x, c = self.moved(validation_batch(rows, number, size, self.settings.seed))
             self.seed("evaluation", number)
             nats = -flow(c).log_prob(x).double()
             bad = (~torch.isfinite(nats)).sum()

@@ -45,6 +45,7 @@ def train(
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
     on_event: Listener | None = None,
+    begun: float | None = None,
 ) -> TrainingResult:
     """Fit a flow by maximum likelihood; afterwards it holds the best averaged weights.
 
@@ -62,6 +63,8 @@ def train(
             class and its `arguments`, all settings, and every value of the rows are always
             compared.
         on_event: Called with each `Event`, in the main process.
+        begun: When it all began, by `time.perf_counter`, if that was before: `minutes` counts
+            from then.
 
     The first Ctrl-C or SIGTERM stops after the current step and evaluates once more; the
     checkpoint then holds the run as it was, to go on with, and the flow its best weights. Then
@@ -75,7 +78,7 @@ def train(
         LockedError: If another run is using the checkpoint's folder.
         ValueError: If an argument is wrong.
     """
-    begun = time.perf_counter()
+    begun = time.perf_counter() if begun is None else begun
     settings = settings or TrainingSettings()
     device = choose_device(device)
     for name, rows in (("train_rows", train_rows), ("valid_rows", valid_rows)):
@@ -169,6 +172,9 @@ class _Run:
         if counters.stopped is None:
             told = "" if not resume else "No checkpoint to resume from: starting from step 0."
             self.tell("start", f"Resumed at step {resumed_at}." if resuming else told)
+            if self.settings.evaluate_start and not resuming:
+                for event in self.evaluate(scheduled=True):
+                    self.tell(*event)
             interrupted = self.loop(signals)
         if not self.learner.best:
             raise TrainingError(
@@ -310,6 +316,8 @@ class _Run:
         counters.seconds = time.perf_counter() - self.started
         self.agree()
         if not math.isfinite(nats):
+            if not counters.step:
+                return []  # of a start that is no candidate; there is nothing to step back to
             told = f"{bad} of {len(rows)}" if bad else "all"
             self.step_back(f"the log-probability of {told} validation rows was not finite")
             return []

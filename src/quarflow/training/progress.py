@@ -103,6 +103,11 @@ class TrainingProgress:
             self._bar.stop()
             self._bar = None
 
+    def say(self, message: str) -> None:
+        """Show a sentence."""
+        if self.verbose and self._console is not None:
+            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if self.verbose and self._console is not None:

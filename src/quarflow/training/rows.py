@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quarflow.training.settings import TrainingSettings
 
-__all__ = ["Plan", "Rows", "Sampler", "mix", "seeded"]
+__all__ = ["Plan", "Rows", "Sampler", "mix", "seeded", "validation_batch"]
 
 
 class Rows(Protocol):
@@ -117,3 +117,15 @@ class Sampler:
         index = torch.randperm(len(self.rows), generator=seeded(self.seed, "first"))
         index = index[: max(least, self.plan.batch_size)].to(self.device)
         return self.rows.batch(index, seeded(self.seed, "first noise", device=self.device))
+
+
+def validation_batch(
+    rows: Rows, number: int, size: int, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """Give the (x, c) of one of the batches of so many validation rows.
+
+    The noise is the same at each evaluation, so that they can be compared.
+    """
+    device = torch.device(getattr(rows, "device", "cpu"))
+    index = torch.arange(number * size, min((number + 1) * size, len(rows)), device=device)
+    return rows.batch(index, seeded(seed, "validation", number, device=device))

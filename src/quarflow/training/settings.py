@@ -37,6 +37,8 @@ class TrainingSettings:
         seed: Of the order of the rows and of their noise.
         evaluate_every: Steps between evaluations; None derives it from the data: once an epoch,
             but never more than 1,000 steps and (in whole epochs) never fewer than 20 apart.
+        evaluate_start: Whether the weights before the first step are evaluated as well, as the
+            first to keep and to improve on.
         precision: `"bf16"` runs the training steps (not the evaluations) under autocast.
         compile: Pass the loss through `torch.compile`.
         checkpoint_seconds: Shortest time between two checkpoints, more if writing one is slow;
@@ -71,6 +73,7 @@ class TrainingSettings:
     compile: bool = False
     checkpoint_seconds: float = 5.0
     schedule: Literal["cosine", "constant"] = "cosine"
+    evaluate_start: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -120,7 +123,7 @@ class TrainingResult:
 
     Attributes:
         history: One dict per evaluation: epoch, step, seconds, train_nats, valid_nats,
-            learning_rate.
+            learning_rate. Before the first step train_nats is None.
         best: Lowest validation nats, those of the weights that were kept.
         best_step: The step they were reached at.
         stopped: A sentence: why training ended.

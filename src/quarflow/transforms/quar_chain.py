@@ -19,7 +19,7 @@ __all__ = ["QuARChain"]
 
 
 class QuARChain(Composed):
-    r"""Affine, QuAR step, affine, ..., affine: the same map as these composed, only faster.
+    r"""(First,) affine, QuAR step, affine, ..., affine: the same map composed, only faster.
 
     Forward it is one fused function of stacked parameters (:mod:`quarflow.nn.chain`); backward it
     is step after step. Like the transform of every flow it maps points in float64, see
@@ -28,6 +28,7 @@ class QuARChain(Composed):
     Arguments:
         branches: T bound branches.
         shift, log_scale: Of the affine maps, shapes (T + 1, D).
+        first: What comes before them, if anything does.
 
     Example:
         >>> from quarflow.nn import Branch
@@ -38,8 +39,15 @@ class QuARChain(Composed):
         True
     """
 
-    def __init__(self, branches: BoundBranches, shift: Tensor, log_scale: Tensor) -> None:
+    def __init__(
+        self,
+        branches: BoundBranches,
+        shift: Tensor,
+        log_scale: Tensor,
+        first: Transform | None = None,
+    ) -> None:
         Transform.__init__(self)
+        self.first = first
         self.branches, self.shift, self.log_scale = branches, shift, log_scale
         self.scale = log_scale.exp()
         self.exact = True
@@ -49,7 +57,8 @@ class QuARChain(Composed):
         """The steps, first to last."""
         parts = zip(self.shift, self.log_scale, self.scale, strict=True)
         affines = [Affine(*part) for part in parts]
-        chain: list[Transform] = [affines[0]]
+        chain: list[Transform] = [] if self.first is None else [self.first]
+        chain.append(affines[0])
         for branch, affine in zip(self.branches, affines[1:], strict=True):
             chain += [QuARStep(branch), affine]
 
@@ -63,14 +72,19 @@ class QuARChain(Composed):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All the steps forward."""
-        b = self.branches
+        b, before = self.branches, x.new_zeros(())
+        if self.first is not None:
+            x, before = self.first.call_and_ladj(x)
         batch = torch.broadcast_shapes(x.shape[:-1], b.biases[0].shape[1:-1])
         rows = x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1])
         biases = tuple(_rows(bias, batch) for bias in b.biases)
         chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation, b.reverse)
         z, ladj = residual_chain(rows, chain)
 
-        return z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + self.log_scale.sum()
+        return (
+            z.reshape(*batch, x.shape[-1]),
+            ladj.reshape(batch) + (before + self.log_scale.sum()),
+        )
 
     def _call(self, x: Tensor) -> Tensor:
         wide = self._wide(x)
