@@ -166,7 +166,7 @@ def test_what_is_no_better_than_a_gaussian_is_a_gaussian(tmp_path, capsys):
     assert "Gaussian is kept" in density.metrics_["stopped"]
     assert "Gaussian is kept" in capsys.readouterr().err
     assert density.metrics_["valid_nats"] == density.metrics_["gaussian_nats"]
-    assert all(step.bound == 0 for step in density.flow_.certificate())
+    assert all(step.bound < 1e-8 for step in density.flow_.certificate())
     z = density.transform(x)
     assert np.linalg.matrix_rank(np.c_[x, np.ones(300), z], tol=1e-6 * np.abs(x).max()) == 4
     density.save(tmp_path / "m")
