@@ -26,8 +26,8 @@ import numpy as np
 import polars as pl
 
 from quarflow import QuARDensity
-from quarflow.bench.machine import machine
-from quarflow.bench.rows import correlated_rows
+from quarflow.experiments.machine import machine
+from quarflow.experiments.speed.rows import correlated_rows
 
 PIECE = 250_000
 # Runs the command and tells its own peak, in KiB on Linux, and processor seconds.

@@ -9,21 +9,21 @@ from torch import nn
 from typer.testing import CliRunner
 
 from quarflow import QuAR
-from quarflow.bench.contestants import OURS, Contestant
-from quarflow.bench.limit import matrix_rate, quar_operations
-from quarflow.bench.matching import CannotMatch, existing_weights, match_width
-from quarflow.bench.memory import Peak
-from quarflow.bench.page import BEGIN, END, refresh
-from quarflow.bench.pictures import draw
-from quarflow.bench.plan import Plan, chosen
-from quarflow.bench.processes import Failed, TimeUp, WorkerProcess
-from quarflow.bench.rows import correlated_rows
-from quarflow.bench.run import compare
-from quarflow.bench.starts import start_seconds
-from quarflow.bench.tables import all_tables, exponent, points
 from quarflow.cli import app
+from quarflow.experiments.memory import Peak
+from quarflow.experiments.speed.contestants import OURS, Contestant
+from quarflow.experiments.speed.limit import matrix_rate, quar_operations
+from quarflow.experiments.speed.matching import CannotMatch, existing_weights, match_width
+from quarflow.experiments.speed.page import BEGIN, END, refresh
+from quarflow.experiments.speed.pictures import draw
+from quarflow.experiments.speed.plan import Plan, chosen
+from quarflow.experiments.speed.processes import Failed, TimeUp, WorkerProcess
+from quarflow.experiments.speed.rows import correlated_rows
+from quarflow.experiments.speed.run import compare
+from quarflow.experiments.speed.starts import start_seconds
+from quarflow.experiments.speed.tables import all_tables, exponent, points
 
-MODULE = "quarflow.bench.contestants"
+MODULE = "quarflow.experiments.speed.contestants"
 
 
 def brute_force(features, units, transforms):
@@ -246,7 +246,7 @@ class TestCompare:
 
 class TestCommand:
     def test_writes_figures(self, tmp_path, monkeypatch):
-        from quarflow.bench import plan
+        from quarflow.experiments.speed import plan
 
         monkeypatch.setattr(
             plan,

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from quarflow import Autoregressive, QuAR, ResidualFlow
 from quarflow.cli import app
 from quarflow.data.toys import toy
-from quarflow.paper import ablation, ablation_data, eight, figure2, figure3, fit, modes
-from quarflow.paper.document import document, take
-from quarflow.paper.run import RecipeError, Run, read_json, write_json
+from quarflow.experiments.paper import ablation, ablation_data, eight, figure2, figure3, fit, modes
+from quarflow.experiments.paper.document import document, take
+from quarflow.experiments.paper.run import RecipeError, Run, read_json, write_json
 from quarflow.transforms import Affine
 
 

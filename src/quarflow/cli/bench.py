@@ -37,10 +37,10 @@ def bench(
       quarflow bench --quick
       quarflow bench --features 8,64 --batches 256,16384 -o bench.json
     """
-    from quarflow.bench.contestants import OURS
-    from quarflow.bench.plan import QUICK, Plan, chosen
-    from quarflow.bench.run import compare
-    from quarflow.bench.show import show
+    from quarflow.experiments.speed.contestants import OURS
+    from quarflow.experiments.speed.plan import QUICK, Plan, chosen
+    from quarflow.experiments.speed.run import compare
+    from quarflow.experiments.speed.show import show
 
     if output is not None:
         check_output(output, (".json",))

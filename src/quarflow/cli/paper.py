@@ -55,7 +55,7 @@ def updates(steps: int | None, full: bool, default: int) -> int:
     if steps is not None and full:
         raise CommandError("--full is --steps 20000; give one of them.")
 
-    from quarflow.paper.run import FULL_STEPS
+    from quarflow.experiments.paper.run import FULL_STEPS
 
     return steps or (FULL_STEPS if full else default)
 
@@ -74,7 +74,7 @@ def figure2(
     Example:
       quarflow paper figure2 --seeds 5
     """
-    from quarflow.paper.figure2 import figure2
+    from quarflow.experiments.paper.figure2 import figure2
 
     figure2(folder(output, "figure2"), updates(steps, full, 1000), seed, seeds)
 
@@ -96,8 +96,8 @@ def figure3(
     Example:
       quarflow paper figure3 --steps 2000 --seeds 5
     """
-    from quarflow.paper.eight import MODELS
-    from quarflow.paper.figure3 import figure3
+    from quarflow.experiments.paper.eight import MODELS
+    from quarflow.experiments.paper.figure3 import figure3
 
     names = names_of(models, "--models") or []
     for name in names:
@@ -133,7 +133,7 @@ def figure4(
     Example:
       quarflow paper figure4 --from paper-figure3
     """
-    from quarflow.paper.figure4 import figure4
+    from quarflow.experiments.paper.figure4 import figure4
 
     figure4(folder(output, "figure4"), _updates_or(source, steps, full), seed, source)
 
@@ -152,7 +152,7 @@ def figure5(
     Example:
       quarflow paper figure5 --from paper-figure3
     """
-    from quarflow.paper.figure5 import figure5
+    from quarflow.experiments.paper.figure5 import figure5
 
     figure5(folder(output, "figure5"), _updates_or(source, steps, full), seed, source)
 
@@ -171,7 +171,7 @@ def figure6(
     Example:
       quarflow paper figure6 --from paper-figure3
     """
-    from quarflow.paper.figure6 import figure6
+    from quarflow.experiments.paper.figure6 import figure6
 
     figure6(folder(output, "figure6"), _updates_or(source, steps, full), seed, source)
 
@@ -195,7 +195,7 @@ def ablation(
     Example:
       quarflow paper ablation --data two_spirals,magic,more.csv
     """
-    from quarflow.paper.ablation import ablation
+    from quarflow.experiments.paper.ablation import ablation
 
     names = names_of(data, "--data") or []
     count = steps or (2000 if full else 400)

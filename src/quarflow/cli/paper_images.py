@@ -45,8 +45,8 @@ def table1(
       quarflow paper table1 --dataset digits --minutes 2
       quarflow paper table1 --dataset mnist --data DIR --model quar,residual --minutes 60
     """
-    from quarflow.paper.table1 import MODELS
-    from quarflow.paper.table1 import table1 as make
+    from quarflow.experiments.paper.table1 import MODELS
+    from quarflow.experiments.paper.table1 import table1 as make
 
     if setting not in ("paper", "best"):
         raise CommandError(f"--setting is paper or best, not {setting!r}.")
@@ -92,7 +92,7 @@ def table2(
     Example:
       quarflow paper table2 --size small
     """
-    from quarflow.paper.table2 import table2 as make
+    from quarflow.experiments.paper.table2 import table2 as make
 
     if size not in ("paper", "small"):
         raise CommandError(f"--size is paper or small, not {size!r}.")

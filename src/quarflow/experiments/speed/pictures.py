@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from quarflow.bench.tables import Results, exponent, points
+from quarflow.experiments.speed.tables import Results, exponent, points
 
 __all__ = ["draw"]
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from quarflow.data.toys import toy
+from quarflow.experiments.paper.fit import Fit, fit, load_weights, settle
+from quarflow.experiments.paper.run import Run
 from quarflow.flows import Autoregressive, Flow, QuAR, ResidualFlow
-from quarflow.paper.fit import Fit, fit, load_weights, settle
-from quarflow.paper.run import Run
 from quarflow.training.rows import seeded
 
 __all__ = [

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quarflow.bench.contestants import Contestant
-from quarflow.bench.memory import Peak
-from quarflow.bench.rows import correlated_rows
+from quarflow.experiments.memory import Peak
+from quarflow.experiments.speed.contestants import Contestant
+from quarflow.experiments.speed.rows import correlated_rows
 
 __all__ = ["Subject"]
 

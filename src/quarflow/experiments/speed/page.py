@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from quarflow.bench.tables import Results, all_tables, markdown
+from quarflow.experiments.speed.tables import Results, all_tables, markdown
 
 __all__ = ["machine_sentence", "refresh", "report"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from quarflow.bench.page import machine_sentence
-from quarflow.bench.tables import Results, all_tables
+from quarflow.experiments.speed.page import machine_sentence
+from quarflow.experiments.speed.tables import Results, all_tables
 
 __all__ = ["show"]
 

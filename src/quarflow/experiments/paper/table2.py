@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from quarflow.experiments.paper.measure import Precision, Workload, interleaved, peak_memory
+from quarflow.experiments.paper.run import Numbers, RecipeError, Run
 from quarflow.image_fitting import make_flow, parameter_counts
-from quarflow.paper.measure import Precision, Workload, interleaved, peak_memory
-from quarflow.paper.run import Numbers, RecipeError, Run
 
 __all__ = ["COLUMNS", "PAPER", "SIZES", "table2"]
 

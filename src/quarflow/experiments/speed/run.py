@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from quarflow.bench.contestants import Contestant
-from quarflow.bench.machine import machine
-from quarflow.bench.plan import REFERENCE, Plan
-from quarflow.bench.processes import Failed, TimeUp, WorkerProcess
-from quarflow.bench.starts import OUR_STARTS, start_seconds
+from quarflow.experiments.machine import machine
+from quarflow.experiments.speed.contestants import Contestant
+from quarflow.experiments.speed.plan import REFERENCE, Plan
+from quarflow.experiments.speed.processes import Failed, TimeUp, WorkerProcess
+from quarflow.experiments.speed.starts import OUR_STARTS, start_seconds
 
 __all__ = ["compare"]
 
@@ -27,7 +27,7 @@ def compare(
     contestants: Sequence[Contestant],
     plan: Plan,
     *,
-    module: str = "quarflow.bench.contestants",
+    module: str = "quarflow.experiments.speed.contestants",
     path: str | None = None,
     starts: dict[str, str] | None = None,
     output: Path | None = None,

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from quarflow.experiments.paper.ablation_data import Data, data_set
+from quarflow.experiments.paper.run import Numbers, Run, mean_and_error
 from quarflow.flows import QuAR
-from quarflow.paper.ablation_data import Data, data_set
-from quarflow.paper.run import Numbers, Run, mean_and_error
 from quarflow.solvers import InversionError
 from quarflow.training import TrainingSettings, remove_checkpoint, train
 from quarflow.transforms import QuARStep

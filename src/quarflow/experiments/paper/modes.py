@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.experiments.paper.eight import DATA, MODELS, Model, train, trained
+from quarflow.experiments.paper.run import Numbers, RecipeError, Run, read_json
 from quarflow.flows import Flow
-from quarflow.paper.eight import DATA, MODELS, Model, train, trained
-from quarflow.paper.run import Numbers, RecipeError, Run, read_json
 from quarflow.training.rows import seeded
 from quarflow.transforms import Affine, Composed
 
@@ -35,7 +35,7 @@ def modes(
 
     Arguments:
         name: Of the recipe.
-        model: Which of :data:`quarflow.paper.eight.MODELS`.
+        model: Which of :data:`quarflow.experiments.paper.eight.MODELS`.
         folder: For everything that is written.
         steps: Updates, if it is to be trained.
         seed: Of all random choices.

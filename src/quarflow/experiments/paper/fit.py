@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from quarflow.paper.run import RecipeError, Run, plain
+from quarflow.experiments.paper.run import RecipeError, Run, plain
 from quarflow.report.style import write_whole
 from quarflow.training.rows import mix, seeded
 from quarflow.training.schedule import cosine, ema_decay, warmup

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from quarflow.data.toys import toy
+from quarflow.experiments.paper.fit import Fit, fit, load_weights, settle
+from quarflow.experiments.paper.run import Numbers, Run, mean_and_error
 from quarflow.flows import Flow, QuAR, ResidualFlow
 from quarflow.nn.norms import spectral_bound
-from quarflow.paper.fit import Fit, fit, load_weights, settle
-from quarflow.paper.run import Numbers, Run, mean_and_error
 
 __all__ = ["figure2"]
 

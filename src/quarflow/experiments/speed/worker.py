@@ -1,6 +1,6 @@
 """The process of one library: takes a command at a time, as lines of JSON, and answers.
 
-    python -m quarflow.bench.worker MODULE THREADS DEVICE FOLDER GIBIBYTES
+    python -m quarflow.experiments.speed.worker MODULE THREADS DEVICE FOLDER GIBIBYTES
 
 MODULE has the contestants in a tuple CONTESTANTS or OURS. What libraries print goes to standard
 error, so that the answers stay alone on standard output.
@@ -56,8 +56,8 @@ class Worker:
 
     def do_match(self, model: str, features: int, target: int | None) -> dict[str, int]:
         """Width and number of weights; without a target, of the width that models have anyway."""
-        from quarflow.bench.contestants import default_width
-        from quarflow.bench.matching import existing_weights, match_width
+        from quarflow.experiments.speed.contestants import default_width
+        from quarflow.experiments.speed.matching import existing_weights, match_width
 
         contestant = self.contestants[model]
         if target is None or contestant.width is not None:
@@ -74,7 +74,7 @@ class Worker:
         self, model: str, features: int, width: int, steps: int, seconds: float
     ) -> dict[str, Any]:
         """Make the model, and fit it unless that was done before."""
-        from quarflow.bench.subject import Subject
+        from quarflow.experiments.speed.subject import Subject
 
         subject = Subject(self.contestants[model], features, width, self.device, self.folder)
         told = subject.fit(steps, seconds)
@@ -94,13 +94,13 @@ class Worker:
 
     def do_rate(self, seconds: float) -> float:
         """Operations per second of a matrix product."""
-        from quarflow.bench.limit import matrix_rate
+        from quarflow.experiments.speed.limit import matrix_rate
 
         return matrix_rate(seconds, self.device)
 
     def do_forget(self) -> None:
         """Let go of all models."""
-        from quarflow.bench.memory import free_unused
+        from quarflow.experiments.memory import free_unused
 
         for subject in self.subjects.values():
             subject.close()
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> None:
     sys.stdout = sys.stderr
     import torch
 
-    from quarflow.bench.memory import free_unused, limit_memory
+    from quarflow.experiments.memory import free_unused, limit_memory
 
     torch.set_num_threads(int(threads))
     if device == "cpu":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quarflow.data.toys import TOYS, Toy, toy
-from quarflow.paper.run import RecipeError
+from quarflow.experiments.paper.run import RecipeError
 from quarflow.training import Rows
 from quarflow.training.rows import seeded
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quarflow.paper.eight import (
+from quarflow.experiments.paper.eight import (
     DATA,
     FLOOR,
     MODELS,
@@ -22,7 +22,7 @@ from quarflow.paper.eight import (
     trained,
     update_seconds,
 )
-from quarflow.paper.run import Numbers, Run, mean_and_error
+from quarflow.experiments.paper.run import Numbers, Run, mean_and_error
 
 __all__ = ["figure3", "seconds_to"]
 
@@ -43,7 +43,7 @@ def figure3(
         folder: For everything that is written.
         steps: Updates per flow.
         seed, seeds: The first seed and how many.
-        models: Names of :data:`quarflow.paper.eight.MODELS`.
+        models: Names of :data:`quarflow.experiments.paper.eight.MODELS`.
         quiet: Print nothing.
     """
     chosen = [MODELS[name] for name in models]

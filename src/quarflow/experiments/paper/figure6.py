@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from quarflow.paper.modes import modes
+from quarflow.experiments.paper.modes import modes
 
 __all__ = ["figure6"]
 

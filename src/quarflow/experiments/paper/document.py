@@ -1,6 +1,6 @@
 """Puts the numbers of finished recipes into a Markdown page, so that no table is typed by hand.
 
-    python -m quarflow.paper.document docs/paper.md --take paper-figure3 --take paper-figure2
+    python -m quarflow.experiments.paper.document docs/paper.md --take paper-figure3 --take ...
 
 In the page, what stands between ``<!-- results NAME -->`` and ``<!-- end -->`` is replaced by the
 command, settings and tables of ``results/paper/NAME.json`` beside the page. ``--take FOLDER``
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quarflow.paper.run import RecipeError, read_json
+from quarflow.experiments.paper.run import RecipeError, read_json
 
 __all__ = ["document", "take"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from quarflow.bench.contestants import TRANSFORMS
-from quarflow.bench.limit import quar_operations
-from quarflow.bench.plan import REFERENCE
+from quarflow.experiments.speed.contestants import TRANSFORMS
+from quarflow.experiments.speed.limit import quar_operations
+from quarflow.experiments.speed.plan import REFERENCE
 
 __all__ = ["Table", "all_tables", "exponent", "markdown", "points"]
 
@@ -45,7 +45,7 @@ def all_tables(results: Results, wide: bool = True) -> list[Table]:
     """Every table that these results have figures for.
 
     Arguments:
-        results: Of :func:`quarflow.bench.run.compare`.
+        results: Of :func:`quarflow.experiments.speed.run.compare`.
         wide: Models side by side, for a page; otherwise one below the other, for a terminal.
     """
     tables = [_sizes(results)]

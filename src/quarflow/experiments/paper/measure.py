@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from quarflow.experiments.paper.run import Numbers, RecipeError
 from quarflow.flows import Flow
 from quarflow.image_fitting import make_flow
-from quarflow.paper.run import Numbers, RecipeError
 
 __all__ = ["Precision", "Workload", "interleaved", "peak_memory"]
 
@@ -114,7 +114,7 @@ def peak_memory(**workload: Any) -> Numbers:
     Raises:
         RecipeError: if the process failed, such as for want of memory.
     """
-    called = [sys.executable, "-m", "quarflow.paper.measure", json.dumps(workload)]
+    called = [sys.executable, "-m", "quarflow.experiments.paper.measure", json.dumps(workload)]
     done = subprocess.run(called, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message: perhaps out of memory"])[-1]

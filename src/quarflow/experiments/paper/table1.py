@@ -12,9 +12,9 @@ import torch
 
 from quarflow.data.image_sets import SETS, load_set
 from quarflow.data.images import Images
+from quarflow.experiments.paper.image_settings import PUBLISHED, recipe_for
+from quarflow.experiments.paper.run import Numbers, RecipeError, Run
 from quarflow.image_fitting import ImageModel, evaluate, fit_images
-from quarflow.paper.image_settings import PUBLISHED, recipe_for
-from quarflow.paper.run import Numbers, RecipeError, Run
 
 __all__ = ["MODELS", "table1"]
 
