@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from signal import Signals
@@ -29,6 +29,7 @@ __all__ = ["train"]
 RECOVERIES = 3  # steps back before giving up
 EVENT_SECONDS = 0.2  # between "step" events
 LOSS = "the loss or its gradient was not finite"
+Watch = Callable[[int, nn.Module], None]
 News = list[tuple[Kind, str, dict[str, Any] | None]]
 
 
@@ -42,6 +43,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     on_event: Listener | None = None,
+    watch: Watch | None = None,
 ) -> TrainingResult:
     """Fit a flow by maximum likelihood; afterwards it holds the best averaged weights.
 
@@ -55,6 +57,8 @@ def train(
         resume: Go on from the checkpoint, if there is one, to the result of a run that was
             never interrupted. Without it an old checkpoint is deleted.
         on_event: Called with each `Event`, in the main process.
+        watch: Called after each step with its number and the averaged flow, which it may measure
+            but must leave as it is; its time does not count.
 
     The first Ctrl-C or SIGTERM stops after the current step and evaluates once more
     (`result.interrupted`); the checkpoint then holds the run as it was, to go on with.
@@ -75,6 +79,7 @@ def train(
     mode = flow.training
     with accelerator_on(device, settings.precision) as accelerator, _own_random(device):
         run = _Run(flow, train_rows, valid_rows, settings, accelerator, folder, on_event)
+        run.watch = watch
         with StopSignals() as signals:
             try:
                 return run.go(resume, signals)
@@ -127,6 +132,7 @@ class _Run:
                 "validation": fingerprint(valid_rows),
             }
         self.write_seconds = self.rows_per_second = 0.0
+        self.watch: Watch | None = None
 
     def go(self, resume: bool, signals: StopSignals) -> TrainingResult:
         """Prepare, train, and leave the best weights in the flow."""
@@ -224,6 +230,10 @@ class _Run:
         self.learner.step(counters.step, self.sampler.batch(counters.step), rate, decay)
         counters.step += 1
         counters.learning_rate = rate
+        if self.watch is not None:
+            begun = time.perf_counter()
+            self.watch(counters.step, self.learner.averaged.module)
+            self.started += time.perf_counter() - begun
         counters.seconds = time.perf_counter() - self.started
 
     def progress(self) -> float:
@@ -289,7 +299,8 @@ class _Run:
         }
         counters.history.append(record)
         news: News = [("evaluation", "", record)]
-        if counters.best is None or nats < counters.best:
+        last = self.settings.keep == "last"
+        if counters.best is None or last or nats < counters.best:
             counters.best, counters.best_step = nats, counters.step
             learner.note_best()
         if scheduled:
