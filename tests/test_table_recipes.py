@@ -15,6 +15,7 @@ from quarflow.experiments.paper import table1 as one
 from quarflow.experiments.paper import table2 as two
 from quarflow.experiments.paper.image_settings import recipe_for
 from quarflow.experiments.paper.run import RecipeError
+from quarflow.experiments.timing import in_turn
 from quarflow.image_fitting import ImageModel, make_flow, parameter_counts
 from quarflow.report.image_grid import grid_array
 
@@ -166,7 +167,7 @@ def test_table2_measures_every_column(tmp_path, monkeypatch):
 def test_columns_take_turns():
     order = []
     works = {name: (lambda name=name: order.append(name)) for name in "AB"}
-    seconds = measure.interleaved(works, 2)
+    seconds = in_turn(works, 2)
     assert "".join(order) == "AB" * 3
     assert [len(s) for s in seconds.values()] == [2, 2]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quarflow.cli.common import INTERRUPTED, CommandError, guarded, names_of
+from quarflow.cli.common import CommandError, guarded, names_of, stopped_by_signals
 
 __all__ = ["paper", "recipe"]
 
@@ -33,14 +33,11 @@ def recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Register a recipe as a sub-command of its name."""
 
     @wraps(command)
-    def interruptible(*args: object, **kwargs: object) -> None:
-        try:
+    def stoppable(*args: object, **kwargs: object) -> None:
+        with stopped_by_signals("Interrupted; the same command goes on from here."):
             command(*args, **kwargs)
-        except KeyboardInterrupt:
-            typer.echo("Interrupted; the same command goes on from here.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
 
-    paper.command()(guarded(interruptible))
+    paper.command()(guarded(stoppable))
 
     return command
 
@@ -112,68 +109,36 @@ Source = Annotated[
 ]
 
 
-def _updates_or(source: Path | None, steps: int | None, full: bool) -> int | None:
-    """None takes the flow of the source, whatever its updates."""
-    asked = steps is not None or full
+def modes_command(name: str, kind: str) -> Callable[..., None]:
+    """The command of figure 4, 5 or 6."""
 
-    return updates(steps, full, 1000) if source is None or asked else None
+    def command(
+        steps: Steps = None,
+        seed: Seed = 0,
+        full: Full = False,
+        output: Output = None,
+        source: Source = None,
+    ) -> None:
+        from quarflow.experiments.paper.modes import modes
 
+        asked = steps is not None or full  # otherwise the source's flow, whatever its updates
+        count = updates(steps, full, 1000) if source is None or asked else None
+        modes(name, folder(output, name), count, seed, source)
 
-@recipe
-def figure4(
-    steps: Steps = None,
-    seed: Seed = 0,
-    full: Full = False,
-    output: Output = None,
-    source: Source = None,
-) -> None:
-    """Where the eight modes go, flow by flow, in an autoregressive flow.
-
-    \b
-    Example:
-      quarflow paper figure4 --from paper-figure3
-    """
-    from quarflow.experiments.paper.figure4 import figure4
-
-    figure4(folder(output, "figure4"), _updates_or(source, steps, full), seed, source)
-
-
-@recipe
-def figure5(
-    steps: Steps = None,
-    seed: Seed = 0,
-    full: Full = False,
-    output: Output = None,
-    source: Source = None,
-) -> None:
-    """Where the eight modes go, flow by flow, in a QuAR flow.
+    command.__name__ = name
+    command.__doc__ = f"""Where the eight modes go, flow by flow, in {kind} flow.
 
     \b
     Example:
-      quarflow paper figure5 --from paper-figure3
+      quarflow paper {name} --from paper-figure3
     """
-    from quarflow.experiments.paper.figure5 import figure5
 
-    figure5(folder(output, "figure5"), _updates_or(source, steps, full), seed, source)
+    return command
 
 
-@recipe
-def figure6(
-    steps: Steps = None,
-    seed: Seed = 0,
-    full: Full = False,
-    output: Output = None,
-    source: Source = None,
-) -> None:
-    """Where the eight modes go, flow by flow, in a residual flow.
-
-    \b
-    Example:
-      quarflow paper figure6 --from paper-figure3
-    """
-    from quarflow.experiments.paper.figure6 import figure6
-
-    figure6(folder(output, "figure6"), _updates_or(source, steps, full), seed, source)
+MODES = {"figure4": "an autoregressive", "figure5": "a QuAR", "figure6": "a residual"}
+for name, kind in MODES.items():
+    recipe(modes_command(name, kind))
 
 
 @recipe

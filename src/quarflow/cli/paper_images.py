@@ -24,7 +24,7 @@ def table1(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the images; 300 by default.", min=1)
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time budget of each model.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time limit of a model.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the files of MNIST or CIFAR-10.")
     ] = None,

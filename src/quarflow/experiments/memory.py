@@ -1,4 +1,4 @@
-"""Peak memory of a piece of code, and a limit for a process."""
+"""The meter of memory: the peak of a piece of code; and a limit for a process."""
 
 from __future__ import annotations
 
@@ -17,19 +17,28 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Peak:
     """The most memory that a block held beyond what was held before it.
 
-    On CUDA what torch allocated; on Linux the resident memory, whose high-water mark is reset
-    before; elsewhere nothing can be told, and `bytes` stays None.
+    On CUDA what torch allocated; elsewhere the resident memory, whose high-water mark is reset
+    before, as only Linux can.
 
-    >>> with Peak() as peak:
-    ...     block = bytearray(b"x") * (64 << 20)
-    >>> peak.bytes is None or (60 << 20) < peak.bytes < (160 << 20)
-    True
+    Arguments:
+        device: "cpu" or "cuda".
+        fresh: Whether the process is a fresh one, that never held more than now: then the mark
+            tells as much where it cannot be reset. Otherwise `bytes` stays None there.
+
+    Attributes:
+        before, bytes: Held before, and the most beyond it.
+
+    Example:
+        >>> with Peak() as peak:
+        ...     block = bytearray(b"x") * (64 << 20)
+        >>> peak.bytes is None or (60 << 20) < peak.bytes < (160 << 20)
+        True
     """
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
+    def __init__(self, device: str = "cpu", fresh: bool = False) -> None:
+        self.device, self.fresh = device, fresh
+        self.before: int | None = None
         self.bytes: int | None = None
-        self._before: int | None = None
 
     def __enter__(self) -> Self:
         gc.collect()
@@ -38,14 +47,15 @@ class Peak:
 
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-        else:
-            free_unused()
-            try:
-                CLEAR.write_text("5")  # resets VmHWM
-                self._before = _status("VmRSS")
-            except OSError:
-                self._before = None
+            self.before = torch.cuda.memory_allocated()
+            return self
+        free_unused()
+        try:
+            CLEAR.write_text("5")  # resets VmHWM
+            self.before = _status("VmRSS")
+        except OSError:
+            self.before = _most_resident() if self.fresh else None
+
         return self
 
     def __exit__(
@@ -54,18 +64,30 @@ class Peak:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._before is None:
+        if self.before is None:
             return
         if self.device != "cpu":
             import torch
 
-            self.bytes = torch.cuda.max_memory_allocated() - self._before
+            most = torch.cuda.max_memory_allocated()
         else:
-            self.bytes = max(_status("VmHWM") - self._before, 0)
+            most = _most_resident()
+        self.bytes = max(most - self.before, 0)
+
+
+def _most_resident() -> int:
+    """Bytes this process held at most, since the mark was reset."""
+    if STATUS.exists():  # of this program alone, not of the one that started it
+        return _status("VmHWM")
+    import resource  # not on Windows, which has no such figure
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _status(name: str) -> int:
-    for line in STATUS.read_text().splitlines():
+    for line in STATUS.read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
     raise OSError(f"{STATUS} has no {name}")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from quarflow.experiments.paper.ablation_data import Data, data_set
-from quarflow.experiments.paper.run import Numbers, Run, mean_and_error
+from quarflow.experiments.paper.forecast import Progress
+from quarflow.experiments.paper.run import Numbers, Run, mean_and_error, stop_if
 from quarflow.flows import QuAR
 from quarflow.solvers import InversionError
-from quarflow.training import TrainingSettings, remove_checkpoint, train
+from quarflow.training import TrainingSettings, has_checkpoint, remove_checkpoint, train
 from quarflow.transforms import QuARStep
 
 __all__ = ["DATA", "DEFAULT", "FACTORS", "ablation", "one_at_a_time", "variants"]
@@ -135,7 +136,7 @@ def _train(run: Run, data: Data, variant: Variant, steps: int, seed: int, folder
         evaluate_every=every,
     )
     label = f"{data.name}, {name_of(variant)}, seed {seed}"
-    with run.progress(label, steps) as advance:
+    with Progress(run, label, f"{steps:,} updates") as progress:
         result = train(
             flow,
             data.train,
@@ -143,11 +144,10 @@ def _train(run: Run, data: Data, variant: Variant, steps: int, seed: int, folder
             settings,
             device="cpu",
             checkpoint=folder,
-            resume=True,
-            on_event=lambda event: advance(event.step),
+            resume=has_checkpoint(folder),
+            on_event=progress,
         )
-    if result.interrupted:
-        raise KeyboardInterrupt
+    stop_if(result.interrupted, result.stopped)
     with torch.no_grad():
         log_p = flow.eval()().log_prob(data.test).double()
     remove_checkpoint(folder)

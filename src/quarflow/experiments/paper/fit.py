@@ -1,34 +1,31 @@
 """Training on fresh draws of a toy density, as the synthetic experiments do it.
 
-:func:`quarflow.training.train` fits rows and keeps the weights that are best on others. Here the
-data never end, so there is nothing to overfit and nothing to select by: what counts is how far
-the flow has come after a number of updates, or after so many seconds of training.
+The data never end, so there is nothing to overfit and nothing to select by: what counts is how
+far the flow has come after a number of updates, or after so many seconds of training.
 """
 
 from __future__ import annotations
 
-import io
-import math
+import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from quarflow.experiments.paper.run import RecipeError, Run, plain
-from quarflow.report.style import write_whole
-from quarflow.training.rows import mix, seeded
-from quarflow.training.schedule import cosine, ema_decay, warmup
-from quarflow.training.state import Average
+from quarflow.experiments.paper.forecast import Progress
+from quarflow.experiments.paper.run import RecipeError, Run, stop_if
+from quarflow.files import plain, whole, write_json
+from quarflow.training import Event, TrainingSettings, has_checkpoint, remove_checkpoint, train
 
-__all__ = ["Fit", "fit", "load_weights", "milestones", "settle"]
+__all__ = ["Draws", "Fit", "fit", "load_weights", "milestones", "settle"]
 
-CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.pt"
+CHECKPOINT, MARKS, WEIGHTS = "checkpoint", "curve.json", "weights.pt"
+EVALUATIONS = 40  # after which a checkpoint may be written
 CHECKPOINT_SECONDS = 15.0
-NUMBERS = ("how", "step", "seconds", "cpu_seconds", "curve")  # of a checkpoint
 
 Draw = Callable[[int, torch.Generator], Tensor]
 Measure = Callable[[Any], dict[str, float]]
@@ -59,6 +56,88 @@ class Fit:
     clip: float = 10.0
     looks: int = 30
     seed: int = 0
+
+    def settings(self) -> TrainingSettings:
+        """For the trainer: an epoch is one update, and the last weights are kept."""
+        return TrainingSettings(
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            optimizer=self.optimizer,
+            max_epochs=self.steps,
+            warmup_steps=self.warmup,
+            patience=0,
+            ema=self.ema,
+            clip=self.clip,
+            seed=self.seed,
+            keep="last",
+            evaluate_every=max(self.steps // EVALUATIONS, 1),
+            checkpoint_seconds=CHECKPOINT_SECONDS,
+        )
+
+
+class Draws:
+    """Rows of a toy density that are new each time they are asked for.
+
+    Arguments:
+        draw: Gives n points from a generator, shape (n, D).
+        count: How many rows there are to be.
+    """
+
+    def __init__(self, draw: Draw, count: int) -> None:
+        self.draw, self.count = draw, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
+        """As many new points as there are indices, shape (n, D)."""
+        return self.draw(len(index), generator), None
+
+
+class _Course(Draws):
+    """The rows of a training with its clock, which runs while a step does, and its curve."""
+
+    def __init__(self, draw: Draw, how: Fit, measure: Measure, path: Path) -> None:
+        super().__init__(draw, how.batch_size)
+        self.measure, self.path = measure, path
+        self.looks = set(milestones(how.steps, how.looks))
+        self.marks: list[dict[str, float]] = []
+        self.clock, self.begun = [0.0, 0.0], [0.0, 0.0]
+        if path.is_file():
+            self.marks = json.loads(path.read_text(encoding="utf-8"))
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
+        """Start the clock."""
+        self.begun = [time.perf_counter(), time.process_time()]
+
+        return super().batch(index, generator)
+
+    def watch(self, step: int, average: nn.Module) -> None:
+        """Stop the clock, and measure the averaged flow if it is time to."""
+        now = [time.perf_counter(), time.process_time()]
+        self.clock = [a + b - c for a, b, c in zip(self.clock, now, self.begun, strict=True)]
+        if step in self.looks:
+            self.mark(step, plain(self.measure(average)))
+
+    def listen(self, event: Event) -> None:
+        """Note the clock with each checkpoint; going on, forget what came after it."""
+        if event.kind == "checkpoint":
+            self.mark(event.step, {})
+        elif event.kind == "start":
+            self.marks = [mark for mark in self.marks if mark["step"] <= event.step]
+            if self.marks:
+                self.clock = [self.marks[-1][name] for name in ("seconds", "cpu_seconds")]
+
+    def mark(self, step: int, found: dict[str, float]) -> None:
+        seconds, cpu_seconds = self.clock
+        clock = {"step": step, "seconds": seconds, "cpu_seconds": cpu_seconds}
+        self.marks.append(clock | found)
+        write_json(self.path, self.marks)
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """The marks at which the flow was measured."""
+        return [mark for mark in self.marks if len(mark) > 3]
 
 
 def milestones(steps: int, looks: int) -> list[int]:
@@ -93,69 +172,40 @@ def fit(
         clock and of the processor, and what ``measure`` gave.
 
     Raises:
-        RecipeError: if the loss is not finite, or the checkpoint is of other settings.
+        TrainingError: if the loss is not finite.
+        CheckpointError: if the checkpoint is damaged or of other settings.
     """
     checkpoint = folder / CHECKPOINT
-    with torch.random.fork_rng(devices=[]):
-        flow.train()
-        flow.initialize(draw(4096, seeded(how.seed, "initialize")))  # type: ignore[operator]
-        kinds = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
-        optimizer = kinds[how.optimizer](flow.parameters(), how.learning_rate)
-        average = Average(flow)
-        state = _State(flow, average.module, optimizer, how)
-        if checkpoint.is_file():
-            state.load(checkpoint)
-            run.say(f"{label}: going on at update {state.step:,}")
-        looks, saved = set(milestones(how.steps, how.looks)), time.perf_counter()
-        with run.progress(label, how.steps, state.step) as advance:
-            while state.step < how.steps:
-                begun, cpu = time.perf_counter(), time.process_time()
-                loss = _update(flow, draw, optimizer, how, state.step)
-                average.update(ema_decay(state.step, how.ema))
-                state.step += 1
-                state.seconds += time.perf_counter() - begun
-                state.cpu_seconds += time.process_time() - cpu
-                if not math.isfinite(loss):
-                    raise RecipeError(
-                        f"{label}: the loss of update {state.step} is not finite; the learning "
-                        f"rate of {how.learning_rate:g} is too high for it."
-                    )
-                if state.step in looks:
-                    state.note(plain(measure(average.module)))
-                last = state.step == how.steps  # what is measured afterwards may be cut off too
-                if last or time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                    state.save(checkpoint)
-                    saved = time.perf_counter()
-                advance(state.step, f"{loss:.3f} nats")
-    flow.load_state_dict(average.module.state_dict())
-    flow.eval()
-    _save(flow.state_dict(), folder / WEIGHTS)
+    course = _Course(draw, how, measure, folder / MARKS)
+    with Progress(run, label, f"{how.steps:,} updates") as progress:
 
-    return state.curve
+        def listen(event: Event) -> None:
+            course.listen(event)
+            progress(event)
+
+        result = train(
+            flow,
+            course,
+            Draws(draw, how.batch_size),
+            how.settings(),
+            device="cpu",
+            checkpoint=checkpoint,
+            resume=has_checkpoint(checkpoint),
+            on_event=listen,
+            watch=course.watch,
+        )
+    stop_if(result.interrupted, result.stopped)
+    flow.eval()
+    with whole(folder / WEIGHTS) as unfinished:
+        torch.save(flow.state_dict(), unfinished)
+
+    return course.curve
 
 
 def settle(folder: Path) -> None:
     """Remove the checkpoint, once everything is measured; the weights stay."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-def _update(
-    flow: nn.Module, draw: Draw, optimizer: torch.optim.Optimizer, how: Fit, step: int
-) -> float:
-    """One update; returns the loss in nats."""
-    rate = how.learning_rate * warmup(step, how.warmup) * cosine(step / how.steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    # Every update's random numbers follow from its number: going on changes nothing.
-    x = draw(how.batch_size, seeded(how.seed, "draw", step))
-    torch.manual_seed(mix(how.seed, "step", step))
-    loss = -flow().log_prob(x).mean()
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(flow.parameters(), how.clip)
-    optimizer.step()
-
-    return loss.item()
+    remove_checkpoint(folder / CHECKPOINT)
+    (folder / MARKS).unlink(missing_ok=True)
 
 
 def load_weights(flow: nn.Module, folder: Path) -> None:
@@ -172,43 +222,3 @@ def load_weights(flow: nn.Module, folder: Path) -> None:
             f"{path} holds no weights that fit; delete {folder}.json and run the command again."
         ) from None
     flow.eval()
-
-
-class _State:
-    """Everything that changes while training."""
-
-    def __init__(
-        self, flow: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, how: Fit
-    ) -> None:
-        self.holders: dict[str, Any] = {"flow": flow, "average": average, "optimizer": optimizer}
-        self.how, self.step = asdict(how), 0
-        self.seconds = self.cpu_seconds = 0.0
-        self.curve: list[dict[str, float]] = []
-
-    def note(self, found: dict[str, float]) -> None:
-        """Add a point to the curve."""
-        names = ("step", "seconds", "cpu_seconds")
-        self.curve.append({name: getattr(self, name) for name in names} | found)
-
-    def save(self, path: Path) -> None:
-        held = {name: holder.state_dict() for name, holder in self.holders.items()}
-        numbers = {k: getattr(self, k) for k in NUMBERS}
-        _save(held | numbers, path)
-
-    def load(self, path: Path) -> None:
-        try:
-            found = torch.load(path, weights_only=True)
-        except (OSError, RuntimeError, EOFError):
-            raise RecipeError(f"The checkpoint {path} is damaged; delete it.") from None
-        if found["how"] != self.how:
-            raise RecipeError(f"The checkpoint {path} is of other settings; delete it.")
-        for name, holder in self.holders.items():
-            holder.load_state_dict(found[name])
-        for name in NUMBERS:
-            setattr(self, name, found[name])
-
-
-def _save(value: object, path: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    write_whole(path, buffer.getvalue())

@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from quarflow.experiments.paper.measure import Precision, Workload, interleaved, peak_memory
+from quarflow.experiments.paper.forecast import WORTH, span
+from quarflow.experiments.paper.measure import Precision, Workload, peak_memory
 from quarflow.experiments.paper.run import Numbers, RecipeError, Run
+from quarflow.experiments.timing import in_turn
 from quarflow.image_fitting import make_flow, parameter_counts
+from quarflow.training.device import choose_device
 
 __all__ = ["COLUMNS", "PAPER", "SIZES", "table2"]
 
@@ -72,8 +75,6 @@ def table2(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    from quarflow.training.device import choose_device
-
     if size not in SIZES:
         raise RecipeError(f"size must be one of {', '.join(SIZES)}, not {size!r}.")
     if repeats < 1:
@@ -167,7 +168,11 @@ def _workload(run: Run, phase: Phase, name: str) -> dict[str, Any]:
 def _seconds(run: Run, phase: Phase, folder: Path) -> Numbers:
     torch.manual_seed(run.settings["seed"])  # probes and numbers of terms
     works = {name: Workload(**_workload(run, phase, name)) for name in COLUMNS}
-    seconds = interleaved(works, run.settings["repeats"])
+    repeats = run.settings["repeats"]
+    round_ = sum(t for (t,) in in_turn(works, 1, warm_up=0).values())  # to warm up
+    if round_ * repeats > WORTH:
+        run.say(f"{phase}: {repeats} rounds take about {span(round_ * repeats)}")
+    seconds = in_turn(works, repeats, warm_up=0)
     works.clear()
     if run.settings["device"] == "cuda":
         torch.cuda.empty_cache()
