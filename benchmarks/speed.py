@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import speed_peers
-from quarflow.experiments.speed.page import refresh
+from quarflow.experiments.speed.page import refresh, show
 from quarflow.experiments.speed.pictures import draw
 from quarflow.experiments.speed.plan import QUANTITIES, QUICK, Plan, chosen
 from quarflow.experiments.speed.run import compare
-from quarflow.experiments.speed.show import show
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from quarflow.experiments.memory import Peak
 from quarflow.experiments.speed.contestants import OURS, Contestant
 from quarflow.experiments.speed.limit import matrix_rate, quar_operations
 from quarflow.experiments.speed.matching import CannotMatch, existing_weights, match_width
-from quarflow.experiments.speed.page import BEGIN, END, refresh
+from quarflow.experiments.speed.page import refresh
 from quarflow.experiments.speed.pictures import draw
 from quarflow.experiments.speed.plan import Plan, chosen
 from quarflow.experiments.speed.processes import Failed, TimeUp, WorkerProcess
@@ -185,7 +185,7 @@ class TestCompare:
             assert "Training step" in titles
             assert "How near the machine's limit" in titles
         page = tmp_path / "page.md"
-        page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+        page.write_text("before\n<!-- results speed -->\nold\n<!-- end -->\nafter\n")
         refresh(page, results)
         text = page.read_text()
         assert text.startswith("before\n")
@@ -195,7 +195,7 @@ class TestCompare:
         refresh(page, results)
         assert page.read_text() == text
         page.write_text("no marks")
-        with pytest.raises(ValueError, match=r"page\.md must have"):
+        with pytest.raises(ValueError, match=r"page\.md has no block"):
             refresh(page, results)
 
     def test_pictures(self, results, tmp_path):

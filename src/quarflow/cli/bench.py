@@ -38,9 +38,9 @@ def bench(
       quarflow bench --features 8,64 --batches 256,16384 -o bench.json
     """
     from quarflow.experiments.speed.contestants import OURS
+    from quarflow.experiments.speed.page import show
     from quarflow.experiments.speed.plan import QUICK, Plan, chosen
     from quarflow.experiments.speed.run import compare
-    from quarflow.experiments.speed.show import show
 
     if output is not None:
         check_output(output, (".json",))

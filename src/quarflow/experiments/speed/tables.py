@@ -12,7 +12,7 @@ from quarflow.experiments.speed.contestants import TRANSFORMS
 from quarflow.experiments.speed.limit import quar_operations
 from quarflow.experiments.speed.plan import REFERENCE
 
-__all__ = ["Table", "all_tables", "exponent", "markdown", "points"]
+__all__ = ["Table", "all_tables", "exponent", "points"]
 
 TITLES = {
     "train": "Training step",
@@ -53,23 +53,6 @@ def all_tables(results: Results, wide: bool = True) -> list[Table]:
     tables += [_limits(results), _growth(results), _starts(results)]
 
     return [table for table in tables if table.rows]
-
-
-def markdown(table: Table) -> str:
-    """The table as Markdown.
-
-    >>> print(markdown(Table("Times", ["a", "b"], [["1", "2"]])))
-    ### Times
-    <BLANKLINE>
-    | a | b |
-    | --- | --- |
-    | 1 | 2 |
-    """
-    lines = [table.head, ["---"] * len(table.head), *table.rows]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    note = f"\n\n{table.note}" if table.note else ""
-
-    return f"### {table.title}\n\n{text}{note}"
 
 
 def exponent(points: Mapping[float, float]) -> float | None:
