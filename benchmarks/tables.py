@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the tables")
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=3000, help="up to whole epochs")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--decay", type=float, default=0.3, help="weight decay")

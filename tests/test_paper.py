@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -440,3 +444,25 @@ def test_json_is_strict(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RecipeError, match="damaged"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_recipe_with_what_is_done(number, code, tmp_path):
+    command = "from quarflow.cli import main; main()"
+    arguments = ["paper", "figure2", "--steps", "1000000", "-o", str(tmp_path / "two")]
+    recipe = subprocess.Popen(
+        [sys.executable, "-c", command, *arguments], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert "at this rate" in recipe.stderr.readline()
+        recipe.send_signal(number)
+        told = recipe.communicate(timeout=60)[1]
+    finally:
+        recipe.kill()
+    assert recipe.returncode == code, told
+    assert "the same command goes on" in told
+    assert "Traceback" not in told
+    part = tmp_path / "two" / "parts" / "trick-0"
+    assert has_checkpoint(part / fit.CHECKPOINT)
+    assert not part.with_suffix(".json").exists()

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from quarflow.cli import app
 from quarflow.data import load_set
-from quarflow.experiments.paper import image_settings, measure
+from quarflow.experiments.paper import budget, image_settings, measure
 from quarflow.experiments.paper import table1 as one
 from quarflow.experiments.paper import table2 as two
 from quarflow.experiments.paper.image_settings import recipe_for
@@ -86,6 +86,57 @@ def test_table1_goes_on_after_an_interruption(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(one, "fit_images", watched)
     run(tmp_path / "t", models=("quar",))
     assert seen["resume"]
+
+
+class Spoken:
+    """A run that only speaks."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_a_limit_leaves_fewer_and_says_so():
+    run, limit = Spoken(), budget.Limit(None)
+    assert limit.count(run, "images", 10**6, 1e3) == 10**6
+    limit = budget.Limit(1)
+    assert limit.count(run, "images", 50, 1.0) == 50
+    assert run.lines == []
+    assert limit.count(run, "images", 500, 1.0) == 59
+    assert "images: 59 of 500, since all would take about 8.3 minutes" in run.lines[0]
+    assert "--minutes 1 leaves 60 s" in run.lines[0]
+    limit.used(45.0)  # in an earlier run
+    assert limit.count(run, "images", 500, 1.0, part=0.5) == 7
+    limit.begun -= 3600
+    assert limit.left() == 0
+    assert limit.count(run, "images", 500, 1.0, least=2) == 2
+
+
+def test_the_plan_of_a_training_is_kept(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "seconds_per_image", lambda *_: 0.5)
+    images, flow = load_set("digits", "train"), None
+    path = tmp_path / "plan.json"
+    plan = budget.plan_for(Spoken(), budget.Limit(1), flow, images, 1000, path)
+    assert round(plan.validation_fraction * len(images)) == 5  # 3 s of 60
+    assert plan.minutes == pytest.approx((60 - 12 - 2.5) / 60, abs=0.01)
+    monkeypatch.setattr(budget, "seconds_per_image", lambda *_: 5.0)
+    again = budget.plan_for(Spoken(), budget.Limit(1), flow, images, 1000, path)
+    assert again == plan
+    assert (
+        budget.plan_for(Spoken(), budget.Limit(None), None, images, 9, tmp_path) == budget.Plan()
+    )
+
+
+def test_table1_keeps_to_its_minutes(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "SWEEPS", 10**6)  # samples cost more than there is
+    monkeypatch.setattr(one, "SWEEPS", 10**6)
+    found = run(tmp_path / "t", models=("quar",), minutes=0.05, epochs=None)["models"]["quar"]
+    assert 2 <= found["test_images"] <= 40
+    assert found["samples"] == 0
+    assert found["settings"]["minutes"] < 0.05
+    assert found["steps"] >= 1
 
 
 def test_the_papers_setting_is_the_papers():

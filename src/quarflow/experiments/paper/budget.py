@@ -45,8 +45,10 @@ class Limit:
         """Take into account what a part took that was perhaps made in an earlier run."""
         self.earlier = max(seconds - (time.perf_counter() - self.begun), 0.0)
 
-    def count(self, run: Run, what: str, wanted: int, seconds: float, part: float = 1.0) -> int:
-        """How many of something there is time for; fewer than are wanted are told.
+    def count(
+        self, run: Run, what: str, wanted: int, seconds: float, part: float = 1.0, least: int = 0
+    ) -> int:
+        """How many of something there is time for; it is said if they are fewer than wanted.
 
         Arguments:
             run: Prints.
@@ -54,11 +56,12 @@ class Limit:
             wanted: How many, at most.
             seconds: That one takes.
             part: Of what is left.
+            least: How many there have to be in any case.
         """
         left = part * self.left()
         if wanted * seconds <= left:
             return wanted
-        count = int(left / seconds)
+        count = min(max(int(left / seconds), least), wanted)
         run.say(
             f"{what}: {count:,} of {wanted:,}, since all would take about "
             f"{span(wanted * seconds)} and --minutes {self.minutes:g} leaves {span(left)}"
@@ -111,7 +114,7 @@ def plan_for(run: Run, limit: Limit, flow: Flow, train: Images, scores: int, pat
         return Plan(**found)
     each = seconds_per_image(flow, train)
     held_out = min(max(round(0.1 * len(train)), 1), 1000)
-    held_out = max(limit.count(run, "validation images", held_out, each, VALIDATION), PROBE)
+    held_out = limit.count(run, "validation images", held_out, each, VALIDATION, PROBE)
     afterwards = min(each * scores, AFTERWARDS * 60 * limit.minutes)
     seconds = limit.left() - afterwards - each * held_out
     plan = Plan(max(seconds, 1.0) / 60, held_out / len(train))

@@ -103,14 +103,15 @@ class Progress:
             self.run.say(f"{self.label}: {event.message}")
         if event.step and not self.foretold:
             self._foretell(event)
-        note = "" if event.nats is None else f"{event.nats:.3f} nats"
-        left = event.seconds_left
-        note += "" if left is None else f", {span(left)} left"
+        nats, left = event.nats, event.seconds_left
+        notes = ["" if nats is None else f"{nats:.3f} nats"]
+        notes += ["" if left is None else f"{span(left)} left"]
+        note = ", ".join(filter(None, notes))
         if self._bar is not None:
             self._bar.update(self._task, completed=event.progress, note=note)
         elif int(LINES * event.progress) > self.shown:
             self.shown = int(LINES * event.progress)
-            self.run.say(f"{self.label}: {event.step:,} updates, {note}")
+            self.run.say(f"{self.label}: update {event.step:,}  {note}")
 
     def _foretell(self, event: Event) -> None:
         """Say how long it will take, as soon as the rate is known."""

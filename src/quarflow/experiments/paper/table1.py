@@ -164,8 +164,8 @@ def _score(run: Run, model: str, test: Images, device: str, limit: Limit, folder
     flow, draws = _trained(run, model, device).flow, run.settings["draws"]
     if limit.minutes is not None:
         each = draws * seconds_per_image(flow, test)
-        count = limit.count(run, f"{model}: test images", len(test), each, part=0.7)
-        test = test.pick(slice(max(count, 2)))
+        count = limit.count(run, f"{model}: test images", len(test), each, 0.7, least=2)
+        test = test.pick(slice(count))
     score = evaluate(flow, test, draws=draws, seed=run.settings["seed"])
 
     return {
