@@ -179,9 +179,9 @@ def test_table1_refuses_on_the_command_line(tmp_path):
         assert result.exit_code == 2
         return result.output
 
-    assert "--dataset is digits" in told("--dataset", "imagenet")
-    assert "--setting is paper or best" in told("--setting", "worst")
-    assert "--model knows quar, residual" in told("--model", "glow")
+    assert "dataset must be one of digits, mnist, cifar10" in told("--dataset", "imagenet")
+    assert "setting must be one of paper, best" in told("--setting", "worst")
+    assert "model must be one of quar, residual, not 'glow'" in told("--model", "glow")
     output = told("--dataset", "mnist", "--data", str(tmp_path), "-o", str(tmp_path / "t"))
     assert "does not hold mnist" in output
     assert not (tmp_path / "t").exists()

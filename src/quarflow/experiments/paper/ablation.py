@@ -12,7 +12,7 @@ import torch
 
 from quarflow.experiments.paper.ablation_data import Data, data_set
 from quarflow.experiments.paper.forecast import Progress
-from quarflow.experiments.paper.run import Numbers, Run, mean_and_error, stop_if
+from quarflow.experiments.paper.run import Numbers, Run, mean_and_error, stop_if, with_error
 from quarflow.flows import QuAR
 from quarflow.solvers import InversionError
 from quarflow.training import TrainingSettings, has_checkpoint, remove_checkpoint, train
@@ -235,7 +235,7 @@ def _tables(run: Run, sets: Sequence[Data], numbers: Numbers, factorial: bool) -
         [
             [
                 name_of(variant).replace("-", " "),
-                *(_value(results[d.name][name_of(variant)]) for d in sets),
+                *(_nats(results[d.name][name_of(variant)]) for d in sets),
                 _most(results[d.name][name_of(variant)]["sweeps"] for d in sets),
             ]
             for variant in variants(factorial)
@@ -246,16 +246,14 @@ def _tables(run: Run, sets: Sequence[Data], numbers: Numbers, factorial: bool) -
         + ("mean over all else" if factorial else "all else at its default"),
         ["", *(d.name for d in sets)],
         [
-            [level, *(_value(effects[d.name][level], sign="+") for d in sets)]
+            [level, *(_nats(effects[d.name][level], "+") for d in sets)]
             for level in effects[sets[0].name]
         ],
     )
 
 
-def _value(found: Mapping[str, Any], sign: str = "") -> str:
-    error = found["nats_error"]
-
-    return f"{found['nats']:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
+def _nats(found: Mapping[str, Any], sign: str = "") -> str:
+    return with_error(found["nats"], found["nats_error"], 3, sign)
 
 
 def _most(sweeps: Iterable[int | None]) -> str:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from quarflow.data.toys import toy
-from quarflow.experiments.paper.fit import Fit, fit, load_weights, settle
+from quarflow.experiments.paper.fit import Fit, fitted, load_weights
 from quarflow.experiments.paper.run import Run
-from quarflow.experiments.speed.matching import existing_weights
 from quarflow.experiments.step import Step
 from quarflow.experiments.timing import median_seconds
 from quarflow.flows import Autoregressive, Flow, QuAR, ResidualFlow
@@ -95,38 +94,24 @@ MODELS = {
 
 def train(run: Run, model: Model, steps: int, seed: int, folder: Path) -> dict[str, Any]:
     """Train and measure one flow: the numbers of a part."""
-    torch.manual_seed(seed)
-    flow = model.make()
-    how = model.fit(steps, seed)
     x, truth = points(LOOK_POINTS, "look")
-    curve = fit(
-        flow,
+
+    def last(flow: Flow) -> dict[str, Any]:
+        kl, error = divergence(flow, *points(TEST_POINTS, "test"))
+        return {"kl": kl, "kl_error": error, "sparse_error": sparse_error(flow)}
+
+    found = fitted(
+        model.make,
         DATA.sample,
-        how,
+        model.fit(steps, seed),
         lambda flow: {"kl": divergence(flow, x, truth)[0]},
+        last,
         folder,
         run,
-        f"{model.name}, seed {seed}",
+        model.name,
     )
-    x, truth = points(TEST_POINTS, "test")
-    kl, error = divergence(flow, x, truth)
-    sparse = sparse_error(flow)
-    settle(folder)
 
-    return {
-        "model": model.name,
-        "seed": seed,
-        "parameters": existing_weights(flow),
-        "steps": steps,
-        "learning_rate": how.learning_rate,
-        "optimizer": how.optimizer,
-        "batch_size": how.batch_size,
-        "kl": kl,
-        "kl_error": error,
-        "sparse_error": sparse,
-        "seconds": curve[-1]["seconds"],
-        "curve": curve,
-    }
+    return {"model": model.name, **found}
 
 
 def trained(model: Model, folder: Path) -> Flow:

@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from quarflow.experiments.paper.forecast import Progress
-from quarflow.experiments.paper.run import RecipeError, Run, stop_if
+from quarflow.experiments.paper.run import Numbers, RecipeError, Run, stop_if
+from quarflow.experiments.speed.matching import existing_weights
 from quarflow.files import plain, whole, write_json
 from quarflow.training import Event, TrainingSettings, has_checkpoint, remove_checkpoint, train
 
-__all__ = ["Draws", "Fit", "fit", "load_weights", "milestones", "settle"]
+__all__ = ["Draws", "Fit", "fit", "fitted", "load_weights", "milestones"]
 
 CHECKPOINT, MARKS, WEIGHTS = "checkpoint", "curve.json", "weights.pt"
 EVALUATIONS = 40  # after which a checkpoint may be written
 CHECKPOINT_SECONDS = 15.0
 
 Draw = Callable[[int, torch.Generator], Tensor]
-Measure = Callable[[Any], dict[str, float]]
+Measure = Callable[[Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def fit(
         draw: Gives n points from a generator, shape (n, features).
         how: The settings.
         measure: What to note of the averaged flow on the way.
-        folder: For the checkpoint, until :func:`settle`, and in the end the weights.
+        folder: For the checkpoint and, in the end, the weights.
         run: Shows the progress.
         label: Under which name.
 
@@ -202,10 +203,38 @@ def fit(
     return course.curve
 
 
-def settle(folder: Path) -> None:
-    """Remove the checkpoint, once everything is measured; the weights stay."""
+def fitted(
+    make: Callable[[], nn.Module],
+    draw: Draw,
+    how: Fit,
+    measure: Measure,
+    last: Measure,
+    folder: Path,
+    run: Run,
+    label: str,
+) -> Numbers:
+    """Train a new flow: the numbers of a part, in whose folder its weights stay.
+
+    Arguments:
+        make: Gives the flow; its weights follow from the seed.
+        last: What to measure in the end.
+        draw, how, measure, folder, run, label: See :func:`fit`.
+    """
+    torch.manual_seed(how.seed)
+    flow = make()
+    curve = fit(flow, draw, how, measure, folder, run, f"{label}, seed {how.seed}")
+    found = last(flow)
     remove_checkpoint(folder / CHECKPOINT)
     (folder / MARKS).unlink(missing_ok=True)
+    names = ("seed", "steps", "learning_rate", "optimizer", "batch_size")
+
+    return {
+        "parameters": existing_weights(flow),
+        **{name: getattr(how, name) for name in names},
+        **found,
+        "seconds": curve[-1]["seconds"],
+        "curve": curve,
+    }
 
 
 def load_weights(flow: nn.Module, folder: Path) -> None:

@@ -16,9 +16,9 @@ from quarflow.experiments.step import Step
 from quarflow.flows import Flow
 from quarflow.image_fitting import make_flow
 
-__all__ = ["Precision", "Workload", "peak_memory"]
+__all__ = ["PRECISIONS", "Workload", "peak_memory"]
 
-Precision = Literal["float32", "tf32", "bf16"]
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 class Workload:
@@ -43,7 +43,7 @@ class Workload:
         arguments: Mapping[str, Any],
         phase: Literal["train", "test"],
         batch_size: int,
-        precision: Precision = "float32",
+        precision: str = "float32",
         device: str = "cpu",
         seed: int = 0,
         compile: bool = False,

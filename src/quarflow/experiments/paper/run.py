@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,16 @@ from quarflow import __version__
 from quarflow.experiments.page import print_table
 from quarflow.files import plain, whole, write_json
 
-__all__ = ["FULL_STEPS", "RecipeError", "Run", "mean_and_error", "read_json", "stop_if"]
+__all__ = [
+    "FULL_STEPS",
+    "RecipeError",
+    "Run",
+    "mean_and_error",
+    "one_of",
+    "read_json",
+    "stop_if",
+    "with_error",
+]
 
 FULL_STEPS = 20_000  # appendix A.1: "the models were trained for 20,000 updates"
 START = "run.json"  # what marks a folder as a recipe's: its name and settings
@@ -213,6 +222,29 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
         return mean, None
 
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+
+
+def with_error(value: float, error: float | None, digits: int, sign: str = "") -> str:
+    """A number and its standard error, as tables show them.
+
+    Example:
+        >>> with_error(1.25, 0.031, 2), with_error(1.25, None, 1, sign="+")
+        ('1.25 ± 0.03', '+1.2')
+    """
+    return f"{value:{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
+
+
+def one_of(name: str, values: Iterable[object], choices: Iterable[object]) -> None:
+    """Refuse what is no choice.
+
+    Raises:
+        RecipeError: naming it.
+    """
+    known = list(choices)
+    for value in values:
+        if value not in known:
+            told = ", ".join(map(str, known))
+            raise RecipeError(f"{name} must be one of {told}, not {value!r}.")
 
 
 def read_json(path: Path) -> Any:

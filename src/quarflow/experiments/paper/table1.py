@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from quarflow.data.images import Images
 from quarflow.experiments.paper.budget import SWEEPS, Limit, plan_for, seconds_per_image
 from quarflow.experiments.paper.forecast import Progress
 from quarflow.experiments.paper.image_settings import PUBLISHED, recipe_for
-from quarflow.experiments.paper.run import Numbers, RecipeError, Run, stop_if
+from quarflow.experiments.paper.run import Numbers, Run, one_of, stop_if, with_error
 from quarflow.image_fitting import ImageModel, evaluate, fit_images, make_flow
 from quarflow.report.image_grid import save_grid
 from quarflow.solvers import InversionError
@@ -35,14 +35,14 @@ def table1(
     folder: Path,
     dataset: str,
     models: Sequence[str] = ("quar",),
-    setting: Literal["paper", "best"] = "best",
+    setting: str = "best",
     epochs: int | None = None,
     minutes: float | None = None,
     data: Path | None = None,
     seed: int = 0,
     draws: int = 4,
     test_images: int | None = None,
-    precision: Literal["float32", "bf16"] = "float32",
+    precision: str = "float32",
     compile: bool = False,
     device: str = "auto",
     quiet: bool = False,
@@ -68,11 +68,10 @@ def table1(
     Raises:
         ValueError: if an argument is out of its range, or the images are not to be had.
     """
-    if dataset not in SETS or setting not in ("paper", "best"):
-        raise RecipeError(f"dataset must be one of {SETS}, setting 'paper' or 'best'.")
-    for model in models:
-        if model not in MODELS:
-            raise RecipeError(f"There is no model {model!r}; the models are {', '.join(MODELS)}.")
+    one_of("dataset", [dataset], SETS)
+    one_of("setting", [setting], ("paper", "best"))
+    one_of("precision", [precision], ("float32", "bf16"))
+    one_of("model", models, MODELS)
     limit = Limit(minutes)
     train, test = (load_set(dataset, part, data) for part in ("train", "test"))
     if test_images is not None:
@@ -220,7 +219,7 @@ def _print(run: Run, dataset: str, setting: str, numbers: Numbers) -> None:
         rows.append(
             [
                 f"{MODELS[model]}, {setting}",
-                f"{found['bits_per_dim']:.4f}" + (f" ± {error:.4f}" if error else ""),
+                with_error(found["bits_per_dim"], error, 4),
                 _or_dash(numbers["paper"].get(MODELS[model])),
                 _short(counts["total"]),
                 _short(counts["unmasked"]),
