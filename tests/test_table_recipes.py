@@ -120,6 +120,7 @@ def test_the_plan_of_a_training_is_kept(tiny, tmp_path, monkeypatch):
     path = tmp_path / "plan.json"
     plan = budget.plan_for(Spoken(), budget.Limit(1), flow, images, 1000, path)
     assert round(plan.validation_fraction * len(images)) == 5  # 3 s of 60
+    assert plan.first == 5
     assert plan.minutes == pytest.approx((60 - 12 - 2.5) / 60, abs=0.01)
     monkeypatch.setattr(budget, "seconds_per_image", lambda *_: 5.0)
     again = budget.plan_for(Spoken(), budget.Limit(1), flow, images, 1000, path)

@@ -15,10 +15,12 @@ from quarflow.experiments.paper.forecast import span
 from quarflow.experiments.paper.run import Run, read_json
 from quarflow.files import write_json
 from quarflow.flows import Flow
+from quarflow.image_fitting import FIRST
 
 __all__ = ["SWEEPS", "Limit", "Plan", "plan_for", "seconds_per_image"]
 
-VALIDATION, AFTERWARDS = 0.05, 0.2  # parts of the limit: of one evaluation; of test and samples
+# parts of the limit: of one evaluation, as of initialising the flow; of test and samples
+VALIDATION, AFTERWARDS = 0.05, 0.2
 PROBE = 4  # images that the time of one is measured with
 SWEEPS = 40  # scores that a sample costs, about
 
@@ -77,10 +79,12 @@ class Plan:
     Attributes:
         minutes: For training, None for no limit.
         validation_fraction: Part of the images that is held out.
+        first: Images that initialise the flow.
     """
 
     minutes: float | None = None
     validation_fraction: float = 0.1
+    first: int = FIRST
 
 
 @torch.no_grad()
@@ -115,9 +119,10 @@ def plan_for(run: Run, limit: Limit, flow: Flow, train: Images, scores: int, pat
     each = seconds_per_image(flow, train)
     held_out = min(max(round(0.1 * len(train)), 1), 1000)
     held_out = limit.count(run, "validation images", held_out, each, VALIDATION, PROBE)
+    first = limit.count(run, "images to initialise with", FIRST, each, VALIDATION, PROBE)
     afterwards = min(each * scores, AFTERWARDS * 60 * limit.minutes)
     seconds = limit.left() - afterwards - each * held_out
-    plan = Plan(max(seconds, 1.0) / 60, held_out / len(train))
+    plan = Plan(max(seconds, 1.0) / 60, held_out / len(train), first)
     write_json(path, asdict(plan))
 
     return plan

@@ -143,6 +143,7 @@ def _fit(run: Run, model: str, train: Images, device: str, limit: Limit, folder:
             arguments=recipe.arguments,
             flip=recipe.flip,
             validation_fraction=plan.validation_fraction,
+            first=plan.first,
             device=device,
             checkpoint=checkpoint,
             resume=has_checkpoint(checkpoint),
