@@ -21,7 +21,7 @@ from quarflow.experiments.paper.forecast import Progress, forecast
 from quarflow.experiments.paper.run import RecipeError, Run, read_json
 from quarflow.experiments.speed.matching import existing_weights
 from quarflow.files import write_json
-from quarflow.training import CheckpointError, Event, has_checkpoint
+from quarflow.training import CheckpointError, Event, TrainingSettings, has_checkpoint
 from quarflow.transforms import Affine
 
 
@@ -466,3 +466,15 @@ def test_a_signal_ends_a_recipe_with_what_is_done(number, code, tmp_path):
     part = tmp_path / "two" / "parts" / "trick-0"
     assert has_checkpoint(part / fit.CHECKPOINT)
     assert not part.with_suffix(".json").exists()
+
+
+def test_writing_numbers_needs_no_pictures():
+    code = "import sys, quarflow.experiments.paper.run; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_adamax_has_no_weight_decay():
+    with pytest.raises(ValueError, match="set one of the two"):
+        TrainingSettings(optimizer="adamax", weight_decay=0.1)
+    with pytest.raises(ValueError, match="keep must be 'best' or 'last', got 'first'"):
+        TrainingSettings(keep="first")
