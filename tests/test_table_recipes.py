@@ -112,6 +112,7 @@ def test_a_limit_leaves_fewer_and_says_so():
     limit.begun -= 3600
     assert limit.left() == 0
     assert limit.count(run, "images", 500, 1.0, least=2) == 2
+    assert run.lines[-1] == "images: 2 of 500, since --minutes 1 are used up"
 
 
 def test_the_plan_of_a_training_is_kept(tiny, tmp_path, monkeypatch):

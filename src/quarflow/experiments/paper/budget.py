@@ -64,10 +64,11 @@ class Limit:
         if wanted * seconds <= left:
             return wanted
         count = min(max(int(left / seconds), least), wanted)
-        run.say(
-            f"{what}: {count:,} of {wanted:,}, since all would take about "
-            f"{span(wanted * seconds)} and --minutes {self.minutes:g} leaves {span(left)}"
-        )
+        why = f"--minutes {self.minutes:g} are used up"
+        if left:
+            why = f"all would take about {span(wanted * seconds)} and --minutes "
+            why += f"{self.minutes:g} leaves {span(left)}"
+        run.say(f"{what}: {count:,} of {wanted:,}, since {why}")
 
         return count
 

@@ -101,6 +101,8 @@ class Progress:
         """Show an event."""
         if event.message and event.kind != "end":
             self.run.say(f"{self.label}: {event.message}")
+        if event.kind == "end" and not event.step:
+            self.run.say(f"{self.label}: there was no time for a single update.")
         if event.step and not self.foretold:
             self._foretell(event)
         nats, left = event.nats, event.seconds_left

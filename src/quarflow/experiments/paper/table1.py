@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -94,11 +95,7 @@ def table1(
             run.say(f"{part.name}: {part.note}")
     found: dict[str, Numbers] = {}
     for model in models:
-        fitted = run.part(f"{model}-training", partial(_fit, run, model, train, device, limit))
-        limit.used(fitted["seconds"])
-        scores = run.part(f"{model}-test", partial(_score, run, model, test, device, limit))
-        samples = run.part(f"{model}-samples", partial(_sample, run, model, test, device, limit))
-        found[model] = {**fitted, **scores, **samples}
+        found[model] = _model(run, model, train, test, device, limit)
         limit = Limit(minutes)
     numbers: Numbers = {
         "images": {
@@ -114,6 +111,18 @@ def table1(
     run.finish(numbers)
 
     return numbers
+
+
+def _model(
+    run: Run, model: str, train: Images, test: Images, device: str, limit: Limit
+) -> Numbers:
+    """Everything about one model, part after part."""
+    fitted = run.part(f"{model}-training", partial(_fit, run, model, train, device, limit))
+    limit.used(fitted["seconds"])
+    scores = run.part(f"{model}-test", partial(_score, run, model, test, device, limit))
+    samples = run.part(f"{model}-samples", partial(_sample, run, model, test, device, limit))
+
+    return {**fitted, **scores, **samples}
 
 
 def _fit(run: Run, model: str, train: Images, device: str, limit: Limit, folder: Path) -> Numbers:
@@ -163,7 +172,7 @@ def _score(run: Run, model: str, test: Images, device: str, limit: Limit, folder
     """Bits per dimension of the test images, by the averaged weights."""
     flow, draws = _trained(run, model, device).flow, run.settings["draws"]
     if limit.minutes is not None:
-        each = draws * seconds_per_image(flow, test)
+        each = draws * seconds_per_image(flow, test) if limit.left() else math.inf
         count = limit.count(run, f"{model}: test images", len(test), each, 0.7, least=2)
         test = test.pick(slice(count))
     score = evaluate(flow, test, draws=draws, seed=run.settings["seed"])
@@ -181,9 +190,11 @@ def _sample(
     run: Run, model: str, test: Images, device: str, limit: Limit, folder: Path
 ) -> Numbers:
     """A grid of samples, and what inverting the flow took."""
+    count = SAMPLES if limit.left() else limit.count(run, f"{model}: samples", SAMPLES, math.inf)
+    if not count:
+        return {"samples": 0}
     fitted = _trained(run, model, device)
     flow: Any = fitted.flow
-    count = SAMPLES
     if limit.minutes is not None:
         each = SWEEPS * seconds_per_image(flow, test)
         count = limit.count(run, f"{model}: samples", SAMPLES, each)
