@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from quarflow.training import Listener, TrainingSettings
 
 __all__ = [
+    "FIRST",
     "Evaluation",
     "ImageModel",
     "ImageRows",
@@ -317,6 +318,7 @@ def fit_images(
     arguments: Mapping[str, Any] | None = None,
     flip: bool = False,
     validation_fraction: float = 0.1,
+    first: int = FIRST,
     device: str = "auto",
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -332,6 +334,7 @@ def fit_images(
         flip: Whether training images are mirrored at random. It changes what is modelled: only
             for images that are as likely as their mirror images.
         validation_fraction: How many images are held out, at most 1,000.
+        first: Images for the data-dependent initialisation, if a batch is not larger.
         device: ``auto``, ``cpu`` or ``cuda``.
         checkpoint, resume, on_event: See :func:`quarflow.training.train`.
 
@@ -356,9 +359,11 @@ def fit_images(
     flow = make_flow(name, chosen, settings.seed)
     train_part, valid_part = hold_out(images, validation_fraction, settings.seed)
     home = choose_device(device)
+    rows = ImageRows(train_part, flip, home)
+    rows.first = first
     result = train(
         flow,
-        ImageRows(train_part, flip, home),
+        rows,
         ImageRows(valid_part, device=home),
         settings,
         device=device,

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from quarflow._version import __version__
 from quarflow.data.columns import Column
 from quarflow.exchange import exchange, recover
+from quarflow.files import plain
 from quarflow.flows import Flow
 from quarflow.store_flows import (
     FlowConfig,
@@ -149,7 +150,7 @@ def save_model(
         save_file(weights, new / WEIGHTS)
         os.chmod(new / WEIGHTS, 0o666 & ~_umask())
         (new / METRICS).write_text(_dump(dict(metrics)), encoding="utf-8")
-        lines = "".join(json.dumps(_plain(line)) + "\n" for line in log)
+        lines = "".join(json.dumps(plain(line)) + "\n" for line in log)
         (new / LOG).write_text(lines, encoding="utf-8")
         (new / CONFIG).write_text(_dump(config.model_dump(mode="json")), encoding="utf-8")
         exchange(new, folder)
@@ -188,7 +189,7 @@ def save_flow(
         torch.Size([5, 2])
     """
     config = ModelConfig(
-        flow=flow_config(flow), images=images, settings=_plain(dict(settings or {}))
+        flow=flow_config(flow), images=images, settings=plain(dict(settings or {}))
     )
     save_model(folder, config, flow, metrics or {}, log)
 
@@ -315,18 +316,4 @@ def _umask() -> int:
 
 
 def _dump(data: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """NumPy scalars and tuples as JSON knows them; infinities and NaN as null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and value - value != 0:
-        return None
-
-    return value
+    return json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n"

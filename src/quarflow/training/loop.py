@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from signal import Signals
@@ -31,6 +31,7 @@ __all__ = ["train"]
 
 RECOVERIES = 3  # steps back before giving up
 LOSS = "the loss or its gradient was not finite"
+Watch = Callable[[int, nn.Module], None]
 News = list[tuple[Kind, str, dict[str, Any] | None]]
 
 
@@ -46,6 +47,7 @@ def train(
     identity: Mapping[str, Any] | None = None,
     on_event: Listener | None = None,
     begun: float | None = None,
+    watch: Watch | None = None,
 ) -> TrainingResult:
     """Fit a flow by maximum likelihood; afterwards it holds the best averaged weights.
 
@@ -63,6 +65,8 @@ def train(
             class and its `arguments`, all settings, and every value of the rows are always
             compared.
         on_event: Called with each `Event`, in the main process.
+        watch: Called after each step with its number and the averaged flow, which it may measure
+            but must leave as it is; its time does not count.
         begun: When it all began, by `time.perf_counter`, if that was before: `minutes` counts
             from then.
 
@@ -95,6 +99,7 @@ def train(
         locked(folder) if folder and accelerator.is_main_process else nullcontext(),
     ):
         run = _Run(flow, train_rows, valid_rows, settings, accelerator, on_event, begun)
+        run.watch = watch
         if folder is not None:
             run.keep_in(folder, identity or {})
         try:
@@ -134,6 +139,7 @@ class _Run:
         )
         self.counters = Counters()
         self.plateau = Plateau(settings)
+        self.watch: Watch | None = None
         # Looking at a value on CUDA waits for it: there the loss is checked now and then only.
         self.check_every = 1 if accelerator.device.type == "cpu" else 10
         self.early: str | None = None
@@ -254,6 +260,11 @@ class _Run:
         if self.learner.step(counters.step, batch, rate, decay, late):
             counters.step += 1
             counters.learning_rate = rate
+            if self.watch is not None:
+                looked = time.perf_counter()
+                self.watch(counters.step, self.learner.averaged.module)
+                looked = time.perf_counter() - looked
+                self.started, begun = self.started + looked, begun + looked
         now = time.perf_counter()
         counters.seconds = now - self.started
         self.last_steps.append(now - begun)
@@ -336,7 +347,8 @@ class _Run:
         }
         counters.history.append(record)
         news: News = [("evaluation", "", record)]
-        if counters.best is None or nats < counters.best:
+        last = self.settings.keep == "last"
+        if counters.best is None or last or nats < counters.best:
             counters.best, counters.best_step = nats, counters.step
             learner.note_best()
         if scheduled:

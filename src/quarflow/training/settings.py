@@ -8,6 +8,13 @@ from typing import Any, Literal
 
 __all__ = ["TrainingError", "TrainingResult", "TrainingSettings"]
 
+CHOICES = {
+    "schedule": ("cosine", "constant"),
+    "precision": ("float32", "bf16"),
+    "optimizer": ("adam", "adamax"),
+    "keep": ("best", "last"),
+}
+
 
 class TrainingError(ValueError):
     """Training cannot go on; the message says what to try."""
@@ -43,6 +50,9 @@ class TrainingSettings:
         compile: Pass the loss through `torch.compile`.
         checkpoint_seconds: Shortest time between two checkpoints, more if writing one is slow;
             0 writes at each evaluation.
+        optimizer: `"adam"`, or `"adamax"`, which has no weight decay.
+        keep: `"best"` keeps the averaged weights that were best on the validation rows, `"last"`
+            those of the last evaluation: for rows that are always new, nothing has to be chosen.
 
     Raises:
         ValueError: If a value is out of range.
@@ -74,6 +84,8 @@ class TrainingSettings:
     checkpoint_seconds: float = 5.0
     schedule: Literal["cosine", "constant"] = "cosine"
     evaluate_start: bool = False
+    optimizer: Literal["adam", "adamax"] = "adam"
+    keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -107,10 +119,13 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
         if not _is_number(self.cut_factor) or not 0 < self.cut_factor < 1:
             raise ValueError(f"cut_factor must be between 0 and 1, got {self.cut_factor!r}.")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}.")
-        if self.precision not in ("float32", "bf16"):
-            raise ValueError(f"precision must be 'float32' or 'bf16', got {self.precision!r}.")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                told = " or ".join(map(repr, choices))
+                raise ValueError(f"{name} must be {told}, got {value!r}.")
+        if self.optimizer == "adamax" and self.weight_decay:
+            raise ValueError("weight_decay is for optimizer='adam' only: set one of the two.")
 
 
 def _is_number(value: object) -> bool:

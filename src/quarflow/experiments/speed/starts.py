@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
+
+from quarflow.experiments.timing import in_turn
 
 __all__ = ["OUR_STARTS", "start_seconds"]
 
@@ -32,20 +34,13 @@ def start_seconds(code: Mapping[str, str], rounds: int) -> dict[str, list[float]
         >>> len(found["nothing"]), found["nothing"][0] > 0
         (2, True)
     """
-    found: dict[str, list[float]] = {name: [] for name in code}
-    for _ in range(rounds):
-        for name, line in code.items():
-            found[name].append(_run([sys.executable, "-c", line]))
+    works = {name: partial(_run, [sys.executable, "-c", line]) for name, line in code.items()}
 
-    return found
+    return in_turn(works, rounds, warm_up=0)
 
 
-def _run(command: Sequence[str]) -> float:
-    start = time.perf_counter()
+def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"{' '.join(command[1:])} failed: {last}")
-
-    return seconds

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from quarflow.experiments.paper.ablation_data import Data, data_set
+from quarflow.experiments.paper.forecast import Progress
+from quarflow.experiments.paper.run import Numbers, Run, mean_and_error, stop_if, with_error
 from quarflow.flows import QuAR
-from quarflow.paper.ablation_data import Data, data_set
-from quarflow.paper.run import Numbers, Run, mean_and_error
 from quarflow.solvers import InversionError
-from quarflow.training import TrainingSettings, remove_checkpoint, train
+from quarflow.training import TrainingSettings, has_checkpoint, remove_checkpoint, train
 from quarflow.transforms import QuARStep
 
 __all__ = ["DATA", "DEFAULT", "FACTORS", "ablation", "one_at_a_time", "variants"]
@@ -135,7 +136,7 @@ def _train(run: Run, data: Data, variant: Variant, steps: int, seed: int, folder
         evaluate_every=every,
     )
     label = f"{data.name}, {name_of(variant)}, seed {seed}"
-    with run.progress(label, steps) as advance:
+    with Progress(run, label, f"{steps:,} updates") as progress:
         result = train(
             flow,
             data.train,
@@ -143,11 +144,10 @@ def _train(run: Run, data: Data, variant: Variant, steps: int, seed: int, folder
             settings,
             device="cpu",
             checkpoint=folder,
-            resume=True,
-            on_event=lambda event: advance(event.step),
+            resume=has_checkpoint(folder),
+            on_event=progress,
         )
-    if result.interrupted:
-        raise KeyboardInterrupt
+    stop_if(result.interrupted, result.stopped)
     with torch.no_grad():
         log_p = flow.eval()().log_prob(data.test).double()
     remove_checkpoint(folder)
@@ -235,7 +235,7 @@ def _tables(run: Run, sets: Sequence[Data], numbers: Numbers, factorial: bool) -
         [
             [
                 name_of(variant).replace("-", " "),
-                *(_value(results[d.name][name_of(variant)]) for d in sets),
+                *(_nats(results[d.name][name_of(variant)]) for d in sets),
                 _most(results[d.name][name_of(variant)]["sweeps"] for d in sets),
             ]
             for variant in variants(factorial)
@@ -246,16 +246,14 @@ def _tables(run: Run, sets: Sequence[Data], numbers: Numbers, factorial: bool) -
         + ("mean over all else" if factorial else "all else at its default"),
         ["", *(d.name for d in sets)],
         [
-            [level, *(_value(effects[d.name][level], sign="+") for d in sets)]
+            [level, *(_nats(effects[d.name][level], "+") for d in sets)]
             for level in effects[sets[0].name]
         ],
     )
 
 
-def _value(found: Mapping[str, Any], sign: str = "") -> str:
-    error = found["nats_error"]
-
-    return f"{found['nats']:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
+def _nats(found: Mapping[str, Any], sign: str = "") -> str:
+    return with_error(found["nats"], found["nats_error"], 3, sign)
 
 
 def _most(sweeps: Iterable[int | None]) -> str:

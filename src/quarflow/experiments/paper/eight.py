@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +13,11 @@ import torch
 from torch import Tensor
 
 from quarflow.data.toys import toy
+from quarflow.experiments.paper.fit import Fit, fitted, load_weights
+from quarflow.experiments.paper.run import Run
+from quarflow.experiments.step import Step
+from quarflow.experiments.timing import median_seconds
 from quarflow.flows import Autoregressive, Flow, QuAR, ResidualFlow
-from quarflow.paper.fit import Fit, fit, load_weights, settle
-from quarflow.paper.run import Run
 from quarflow.training.rows import seeded
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "divergence",
     "for_evaluation",
     "log_density",
-    "parameters",
     "score_seconds",
     "sparse_error",
     "train",
@@ -95,38 +94,24 @@ MODELS = {
 
 def train(run: Run, model: Model, steps: int, seed: int, folder: Path) -> dict[str, Any]:
     """Train and measure one flow: the numbers of a part."""
-    torch.manual_seed(seed)
-    flow = model.make()
-    how = model.fit(steps, seed)
     x, truth = points(LOOK_POINTS, "look")
-    curve = fit(
-        flow,
+
+    def last(flow: Flow) -> dict[str, Any]:
+        kl, error = divergence(flow, *points(TEST_POINTS, "test"))
+        return {"kl": kl, "kl_error": error, "sparse_error": sparse_error(flow)}
+
+    found = fitted(
+        model.make,
         DATA.sample,
-        how,
+        model.fit(steps, seed),
         lambda flow: {"kl": divergence(flow, x, truth)[0]},
+        last,
         folder,
         run,
-        f"{model.name}, seed {seed}",
+        model.name,
     )
-    x, truth = points(TEST_POINTS, "test")
-    kl, error = divergence(flow, x, truth)
-    sparse = sparse_error(flow)
-    settle(folder)
 
-    return {
-        "model": model.name,
-        "seed": seed,
-        "parameters": parameters(flow),
-        "steps": steps,
-        "learning_rate": how.learning_rate,
-        "optimizer": how.optimizer,
-        "batch_size": how.batch_size,
-        "kl": kl,
-        "kl_error": error,
-        "sparse_error": sparse,
-        "seconds": curve[-1]["seconds"],
-        "curve": curve,
-    }
+    return {"model": model.name, **found}
 
 
 def trained(model: Model, folder: Path) -> Flow:
@@ -135,16 +120,6 @@ def trained(model: Model, folder: Path) -> Flow:
     load_weights(flow, folder)
 
     return for_evaluation(flow)
-
-
-def parameters(flow: Flow) -> int:
-    """How many numbers are trained; masked weights count only where they exist."""
-    networks = getattr(
-        flow, "networks", None
-    )  # MADE keeps its masked weights, and never uses them
-    masked = 0 if networks is None else sum(int((~m.mask).sum()) for m in networks.layers)
-
-    return sum(p.numel() for p in flow.parameters()) - masked
 
 
 def for_evaluation(flow: Flow) -> Flow:
@@ -209,16 +184,10 @@ def update_seconds(model: Model, repeats: int = 15) -> float:
     """Median time of an update, on an untrained flow."""
     flow, how = model.make(), model.fit(1, 0)
     x = DATA.sample(how.batch_size, seeded(0, "time"))
-    kinds = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
-    optimizer = kinds[how.optimizer](flow.parameters(), 1e-6)
     flow.initialize(x)
+    step = Step(flow, optimizer=how.optimizer)
 
-    def update() -> None:
-        optimizer.zero_grad()
-        (-flow().log_prob(x).mean()).backward()
-        optimizer.step()
-
-    return _median_seconds(update, repeats)
+    return median_seconds(lambda: step(x), repeats)
 
 
 @torch.no_grad()
@@ -227,15 +196,4 @@ def score_seconds(flow: Flow, repeats: int = 5, count: int = 10_000) -> float:
     x = DATA.sample(count, seeded(0, "time"))
     flow = flow.eval()
 
-    return _median_seconds(lambda: flow().log_prob(x), repeats)
-
-
-def _median_seconds(work: Callable[[], object], repeats: int) -> float:
-    work()
-    taken = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - begun)
-
-    return statistics.median(taken)
+    return median_seconds(lambda: flow().log_prob(x), repeats)

@@ -36,9 +36,7 @@ def machine(device: str) -> dict[str, Any]:
     """
     told: dict[str, Any] = {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "memory_gib": round(memory_gibibytes(), 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quarflow.paper.eight import (
+from quarflow.experiments.paper.eight import (
     DATA,
     FLOOR,
     MODELS,
@@ -22,7 +22,7 @@ from quarflow.paper.eight import (
     trained,
     update_seconds,
 )
-from quarflow.paper.run import Numbers, Run, mean_and_error
+from quarflow.experiments.paper.run import Numbers, Run, mean_and_error, one_of, with_error
 
 __all__ = ["figure3", "seconds_to"]
 
@@ -43,9 +43,10 @@ def figure3(
         folder: For everything that is written.
         steps: Updates per flow.
         seed, seeds: The first seed and how many.
-        models: Names of :data:`quarflow.paper.eight.MODELS`.
+        models: Names of :data:`quarflow.experiments.paper.eight.MODELS`.
         quiet: Print nothing.
     """
+    one_of("models", models, MODELS)
     chosen = [MODELS[name] for name in models]
     settings = {"steps": steps, "seed": seed, "seeds": seeds, "models": list(models)}
     run = Run("figure3", folder, settings, free=("seeds",), quiet=quiet)
@@ -144,8 +145,8 @@ def _tables(run: Run, chosen: Sequence[Model], numbers: Numbers) -> None:
             [
                 model.title,
                 f"{found['parameters']:,}",
-                _with_error(found["kl"], found["kl_error"], 4),
-                _with_error(found["sparse_error"], found["sparse_error_error"], 2),
+                with_error(found["kl"], found["kl_error"], 4),
+                with_error(found["sparse_error"], found["sparse_error_error"], 2),
                 f"{1e3 * found['update_seconds']:.0f}",
                 f"{found['score_seconds']:.2f}",
                 f"{found['train_seconds']:,.0f}",
@@ -168,10 +169,6 @@ def _tables(run: Run, chosen: Sequence[Model], numbers: Numbers) -> None:
         ],
         rows,
     )
-
-
-def _with_error(value: float, error: float | None, digits: int) -> str:
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def _grid() -> tuple[np.ndarray, Tensor]:

@@ -107,7 +107,7 @@ class WorkerProcess:
         with self._log.open("ab") as log:
             # A session of its own, so that Ctrl-C reaches us alone and we end it in order.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "quarflow.bench.worker", *self._arguments],
+                [sys.executable, "-m", "quarflow.experiments.speed.worker", *self._arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quarflow.data.toys import TOYS, Toy, toy
-from quarflow.paper.run import RecipeError
+from quarflow.data.toys import TOYS, toy
+from quarflow.experiments.paper.fit import Draws
+from quarflow.experiments.paper.run import RecipeError
 from quarflow.training import Rows
 from quarflow.training.rows import seeded
 
@@ -38,20 +39,6 @@ class Data:
     valid: Rows
     test: Tensor
     weight_decay: float
-
-
-class Fresh:
-    """Rows of a toy density that are new each time they are asked for."""
-
-    def __init__(self, source: Toy, count: int) -> None:
-        self.source, self.count = source, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
-        """As many new points as there are indices, shape (n, D)."""
-        return self.source.sample(len(index), generator), None
 
 
 class Noisy:
@@ -84,8 +71,8 @@ def data_set(name: str) -> Data:
     if name in TOYS:
         source = toy(name)
         test = source.sample(TEST, seeded(0, "test"))
-        fresh = Fresh(source, 512)  # an epoch is one update
-        return Data(name, source.features, fresh, Fresh(source, VALID), test, 0.0)
+        fresh = Draws(source.sample, 512)  # an epoch is one update
+        return Data(name, source.features, fresh, Draws(source.sample, VALID), test, 0.0)
     if name == "magic":
         from quarflow.data.demo import load_magic
 

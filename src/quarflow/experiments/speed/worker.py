@@ -1,6 +1,6 @@
 """The process of one library: takes a command at a time, as lines of JSON, and answers.
 
-    python -m quarflow.bench.worker MODULE THREADS DEVICE FOLDER GIBIBYTES
+    python -m quarflow.experiments.speed.worker MODULE THREADS DEVICE FOLDER GIBIBYTES
 
 MODULE has the contestants in a tuple CONTESTANTS or OURS. What libraries print goes to standard
 error, so that the answers stay alone on standard output.
@@ -12,8 +12,17 @@ import json
 import os
 import sys
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from quarflow.experiments.memory import free_unused, limit_memory
+from quarflow.experiments.speed.contestants import default_width
+from quarflow.experiments.speed.limit import matrix_rate
+from quarflow.experiments.speed.matching import existing_weights, match_width
+from quarflow.experiments.speed.subject import Subject
 
 __all__ = ["Worker", "main"]
 
@@ -32,7 +41,7 @@ class Worker:
         contestants = getattr(found, "CONTESTANTS", None) or found.OURS
         self.contestants = {c.name: c for c in contestants}
         self.device, self.folder = device, folder
-        self.subjects: dict[str, Any] = {}
+        self.subjects: dict[str, Subject] = {}
 
     def do(self, command: dict[str, Any]) -> Any:
         """The answer to one command: its method's name is in `do`, its arguments are the rest."""
@@ -41,10 +50,6 @@ class Worker:
 
     def do_hello(self) -> dict[str, str]:
         """Versions."""
-        from importlib.metadata import PackageNotFoundError, version
-
-        import torch
-
         told = {"torch": str(torch.__version__)}
         for library in {c.library for c in self.contestants.values()}:
             try:
@@ -56,9 +61,6 @@ class Worker:
 
     def do_match(self, model: str, features: int, target: int | None) -> dict[str, int]:
         """Width and number of weights; without a target, of the width that models have anyway."""
-        from quarflow.bench.contestants import default_width
-        from quarflow.bench.matching import existing_weights, match_width
-
         contestant = self.contestants[model]
         if target is None or contestant.width is not None:
             width = (contestant.width or default_width)(features)
@@ -74,8 +76,6 @@ class Worker:
         self, model: str, features: int, width: int, steps: int, seconds: float
     ) -> dict[str, Any]:
         """Make the model, and fit it unless that was done before."""
-        from quarflow.bench.subject import Subject
-
         subject = Subject(self.contestants[model], features, width, self.device, self.folder)
         told = subject.fit(steps, seconds)
         self.subjects[model] = subject
@@ -84,24 +84,18 @@ class Worker:
 
     def do_time(self, model: str, quantity: str, batch: int, calls: int) -> float:
         """Seconds per call."""
-        return float(self.subjects[model].time(quantity, batch, calls))
+        return self.subjects[model].time(quantity, batch, calls)
 
     def do_peak(self, model: str, batch: int) -> int | None:
         """Bytes."""
-        peak: int | None = self.subjects[model].peak(batch)
-
-        return peak
+        return self.subjects[model].peak(batch)
 
     def do_rate(self, seconds: float) -> float:
         """Operations per second of a matrix product."""
-        from quarflow.bench.limit import matrix_rate
-
         return matrix_rate(seconds, self.device)
 
     def do_forget(self) -> None:
         """Let go of all models."""
-        from quarflow.bench.memory import free_unused
-
         for subject in self.subjects.values():
             subject.close()
         self.subjects.clear()
@@ -114,10 +108,6 @@ def main(arguments: list[str]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    import torch
-
-    from quarflow.bench.memory import free_unused, limit_memory
-
     torch.set_num_threads(int(threads))
     if device == "cpu":
         limit_memory(float(gibibytes))

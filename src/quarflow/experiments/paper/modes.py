@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.experiments.paper.eight import DATA, MODELS, Model, train, trained
+from quarflow.experiments.paper.run import Numbers, RecipeError, Run, read_json
 from quarflow.flows import Flow
-from quarflow.paper.eight import DATA, MODELS, Model, train, trained
-from quarflow.paper.run import Numbers, RecipeError, Run, read_json
 from quarflow.training.rows import seeded
 from quarflow.transforms import Affine, Composed
 
-__all__ = ["modes", "path"]
+__all__ = ["FIGURES", "modes", "path"]
 
 POINTS = 4000
 ACROSS = 6  # panels
+FIGURES = {"figure4": "autoregressive", "figure5": "quar", "figure6": "residual"}
 
 
 def modes(
     name: str,
-    model: str,
     folder: Path,
     steps: int | None = None,
     seed: int = 0,
@@ -34,8 +34,7 @@ def modes(
     """Train a flow on eight Gaussians, follow its modes, draw; returns the numbers.
 
     Arguments:
-        name: Of the recipe.
-        model: Which of :data:`quarflow.paper.eight.MODELS`.
+        name: Of the recipe, one of :data:`FIGURES`.
         folder: For everything that is written.
         steps: Updates, if it is to be trained.
         seed: Of all random choices.
@@ -45,6 +44,7 @@ def modes(
     Raises:
         RecipeError: if ``source`` holds no such flow.
     """
+    model = FIGURES[name]
     kind = MODELS[model]
     part = f"{model}-{seed}"
     settings: Numbers = {"model": model, "seed": seed}

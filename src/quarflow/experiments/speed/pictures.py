@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from quarflow.bench.tables import Results, exponent, points
+from quarflow.experiments.speed.tables import Results, exponent, points
+from quarflow.files import whole
 
 __all__ = ["draw"]
 
@@ -62,8 +63,7 @@ def _draw(results: Results, against: str, at: int, path: Path) -> bool:
             axis.legend(fontsize=7, title="exponent", title_fontsize=7)
     axes[0].set_ylabel("milliseconds")
     if any_line:
-        partial = path.with_name(f".{path.name}.tmp")
-        figure.savefig(partial, dpi=130, format="png")
-        partial.replace(path)
+        with whole(path) as unfinished:
+            figure.savefig(unfinished, dpi=130, format="png")
 
     return any_line

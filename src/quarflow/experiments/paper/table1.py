@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from quarflow.data.image_sets import SETS, load_set
 from quarflow.data.images import Images
-from quarflow.image_fitting import ImageModel, evaluate, fit_images
-from quarflow.paper.image_settings import PUBLISHED, recipe_for
-from quarflow.paper.run import Numbers, RecipeError, Run
+from quarflow.experiments.paper.budget import SWEEPS, Limit, plan_for, seconds_per_image
+from quarflow.experiments.paper.forecast import Progress
+from quarflow.experiments.paper.image_settings import PUBLISHED, recipe_for
+from quarflow.experiments.paper.run import Numbers, Run, one_of, stop_if, with_error
+from quarflow.image_fitting import ImageModel, evaluate, fit_images, make_flow
+from quarflow.report.image_grid import save_grid
+from quarflow.solvers import InversionError
+from quarflow.training import TrainingSettings, has_checkpoint
+from quarflow.training.device import choose_device
 
 __all__ = ["MODELS", "table1"]
 
 MODELS = {"quar": "QuAR", "residual": "Residual"}
 SAMPLES = 64
 EPOCHS = 300  # appendix A.1
+UNLIMITED = 1_000_000  # epochs, where minutes are the limit
 
 
 def table1(
     folder: Path,
     dataset: str,
     models: Sequence[str] = ("quar",),
-    setting: Literal["paper", "best"] = "best",
+    setting: str = "best",
     epochs: int | None = None,
     minutes: float | None = None,
     data: Path | None = None,
     seed: int = 0,
     draws: int = 4,
     test_images: int | None = None,
-    precision: Literal["float32", "bf16"] = "float32",
+    precision: str = "float32",
     compile: bool = False,
     device: str = "auto",
     quiet: bool = False,
@@ -46,7 +55,8 @@ def table1(
         dataset: ``digits``, ``mnist`` or ``cifar10``.
         models: ``quar``, ``residual`` or both.
         setting: ``paper`` (its architecture and training) or ``best`` (ours).
-        epochs, minutes: Budget of each model's training; 300 epochs if neither is given.
+        epochs: Passes over the images; 300 if neither they nor minutes are given.
+        minutes: Time limit of each model: setting up, training, test and samples.
         data: Folder with the files; see :func:`quarflow.data.load_set`.
         seed: Of weights, order, noise and samples.
         draws: Draws of the dequantisation noise when testing.
@@ -59,11 +69,11 @@ def table1(
     Raises:
         ValueError: if an argument is out of its range, or the images are not to be had.
     """
-    if dataset not in SETS or setting not in ("paper", "best"):
-        raise RecipeError(f"dataset must be one of {SETS}, setting 'paper' or 'best'.")
-    for model in models:
-        if model not in MODELS:
-            raise RecipeError(f"There is no model {model!r}; the models are {', '.join(MODELS)}.")
+    one_of("dataset", [dataset], SETS)
+    one_of("setting", [setting], ("paper", "best"))
+    one_of("precision", [precision], ("float32", "bf16"))
+    one_of("model", models, MODELS)
+    limit = Limit(minutes)
     train, test = (load_set(dataset, part, data) for part in ("train", "test"))
     if test_images is not None:
         test = test.pick(slice(test_images))
@@ -85,10 +95,8 @@ def table1(
             run.say(f"{part.name}: {part.note}")
     found: dict[str, Numbers] = {}
     for model in models:
-        fitted = run.part(f"{model}-training", partial(_fit, run, model, train, device))
-        scores = run.part(f"{model}-test", partial(_score, run, model, test, device))
-        samples = run.part(f"{model}-samples", partial(_sample, run, model, device))
-        found[model] = {**fitted, **scores, **samples}
+        found[model] = _model(run, model, train, test, device, limit)
+        limit = Limit(minutes)
     numbers: Numbers = {
         "images": {
             "train": len(train),
@@ -105,35 +113,52 @@ def table1(
     return numbers
 
 
-def _fit(run: Run, model: str, train: Images, device: str, folder: Path) -> Numbers:
-    """Train one model; its weights stay in its folder."""
-    from quarflow.training import TrainingProgress, TrainingSettings, has_checkpoint
+def _model(
+    run: Run, model: str, train: Images, test: Images, device: str, limit: Limit
+) -> Numbers:
+    """Everything about one model, part after part."""
+    fitted = run.part(f"{model}-training", partial(_fit, run, model, train, device, limit))
+    limit.used(fitted["seconds"])
+    scores = run.part(f"{model}-test", partial(_score, run, model, test, device, limit))
+    samples = run.part(f"{model}-samples", partial(_sample, run, model, test, device, limit))
 
-    asked = run.settings
+    return {**fitted, **scores, **samples}
+
+
+def _fit(run: Run, model: str, train: Images, device: str, limit: Limit, folder: Path) -> Numbers:
+    """Train one model; its weights stay in its folder."""
+    asked, checkpoint = run.settings, folder / "checkpoint"
     recipe = recipe_for(asked["dataset"], model, asked["setting"])
+    flow = make_flow(recipe.flow, recipe.arguments, asked["seed"]).to(choose_device(device))
+    scores = asked["test_images"] * asked["draws"] + SAMPLES * SWEEPS
+    plan = plan_for(run, limit, flow, train, scores, folder / "plan.json")
+    del flow
     settings = TrainingSettings(
-        max_epochs=asked["epochs"] or 1_000_000,
-        minutes=asked["minutes"],
+        max_epochs=asked["epochs"] or UNLIMITED,
+        minutes=plan.minutes,
         seed=asked["seed"],
         precision=asked["precision"],
         compile=asked["compile"],
         checkpoint_seconds=180,
         **recipe.training,
     )
-    with TrainingProgress(verbose=not run.quiet, console=run.console) as progress:
+    epochs = asked["epochs"] or EPOCHS
+    part = epochs / settings.max_epochs
+    with Progress(run, model, f"{epochs:,} epochs", part, asked["minutes"]) as progress:
         fitted = fit_images(
             train,
             settings,
             name=recipe.flow,  # type: ignore[arg-type]
             arguments=recipe.arguments,
             flip=recipe.flip,
+            validation_fraction=plan.validation_fraction,
+            first=plan.first,
             device=device,
-            checkpoint=folder / "checkpoint",
-            resume=has_checkpoint(folder / "checkpoint"),
+            checkpoint=checkpoint,
+            resume=has_checkpoint(checkpoint),
             on_event=progress,
         )
-    if fitted.metrics["interrupted"]:
-        raise KeyboardInterrupt
+    stop_if(fitted.metrics["interrupted"], fitted.metrics["stopped"])
     fitted.save(folder / "model")
 
     return {"settings": fitted.settings, "history": fitted.history, **fitted.metrics}
@@ -143,33 +168,43 @@ def _trained(run: Run, model: str, device: str) -> ImageModel:
     return ImageModel.load(run.keep(f"{model}-training") / "model", device)
 
 
-def _score(run: Run, model: str, test: Images, device: str, folder: Path) -> Numbers:
+def _score(run: Run, model: str, test: Images, device: str, limit: Limit, folder: Path) -> Numbers:
     """Bits per dimension of the test images, by the averaged weights."""
-    fitted = _trained(run, model, device)
-    score = evaluate(fitted.flow, test, draws=run.settings["draws"], seed=run.settings["seed"])
+    flow, draws = _trained(run, model, device).flow, run.settings["draws"]
+    if limit.minutes is not None:
+        each = draws * seconds_per_image(flow, test) if limit.left() else math.inf
+        count = limit.count(run, f"{model}: test images", len(test), each, 0.7, least=2)
+        test = test.pick(slice(count))
+    score = evaluate(flow, test, draws=draws, seed=run.settings["seed"])
 
     return {
         "bits_per_dim": score.mean,
         "standard_error": score.error,
         "test_seconds": score.seconds,
         "test_draws": score.draws,
+        "test_images": len(test),
     }
 
 
-def _sample(run: Run, model: str, device: str, folder: Path) -> Numbers:
+def _sample(
+    run: Run, model: str, test: Images, device: str, limit: Limit, folder: Path
+) -> Numbers:
     """A grid of samples, and what inverting the flow took."""
-    import time
-
-    from quarflow.report.image_grid import save_grid
-    from quarflow.solvers import InversionError
-
+    count = SAMPLES if limit.left() else limit.count(run, f"{model}: samples", SAMPLES, math.inf)
+    if not count:
+        return {"samples": 0}
     fitted = _trained(run, model, device)
     flow: Any = fitted.flow
+    if limit.minutes is not None:
+        each = SWEEPS * seconds_per_image(flow, test)
+        count = limit.count(run, f"{model}: samples", SAMPLES, each)
+    if not count:
+        return {"samples": 0}
     home = next(flow.parameters()).device
     generator = torch.Generator(home).manual_seed(run.settings["seed"])
     begun = time.perf_counter()
     try:
-        images, evaluations = flow.sample_images(SAMPLES, generator=generator)
+        images, evaluations = flow.sample_images(count, generator=generator)
     except InversionError as error:
         run.say(f"{model}: no samples, a step could not be inverted: {error}")
         return {"sampling_error": str(error)}
@@ -180,7 +215,7 @@ def _sample(run: Run, model: str, device: str, folder: Path) -> Numbers:
     counts = evaluations.double().cpu().numpy()
 
     return {
-        "samples": SAMPLES,
+        "samples": count,
         "sampling_seconds": seconds,
         "evaluations_per_step": {
             "median": np.median(counts, axis=1).tolist(),
@@ -196,7 +231,7 @@ def _print(run: Run, dataset: str, setting: str, numbers: Numbers) -> None:
         rows.append(
             [
                 f"{MODELS[model]}, {setting}",
-                f"{found['bits_per_dim']:.4f}" + (f" ± {error:.4f}" if error else ""),
+                with_error(found["bits_per_dim"], error, 4),
                 _or_dash(numbers["paper"].get(MODELS[model])),
                 _short(counts["total"]),
                 _short(counts["unmasked"]),

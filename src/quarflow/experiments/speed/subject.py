@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quarflow.bench.contestants import Contestant
-from quarflow.bench.memory import Peak
-from quarflow.bench.rows import correlated_rows
+from quarflow.experiments.memory import Peak
+from quarflow.experiments.speed.contestants import Contestant
+from quarflow.experiments.speed.rows import correlated_rows
+from quarflow.experiments.step import Step
+from quarflow.experiments.timing import seconds_per_call
+from quarflow.files import whole
 
 __all__ = ["Subject"]
 
@@ -40,12 +43,9 @@ class Subject:
         self.weights = folder / f"{name}-{features}-{width}.pt"
         self.model: Any = self.build().to(device)
         self.bound: Any = None
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # The same optimiser for all: the fused one has the least overhead for many small tensors.
-        self.adam = torch.optim.Adam(self.parameters, LEARNING_RATE, fused=True)
-        self.loss: Callable[[Any, Tensor], Tensor] = contestant.loss
-        if contestant.compiled:
-            self.loss = torch.compile(contestant.loss)
+        self.step = Step(
+            self.model, LEARNING_RATE, contestant.loss, CLIP, compile=contestant.compiled
+        )
         self.data = correlated_rows(ROWS, features).to(device)
         self.generator = torch.Generator().manual_seed(0)
 
@@ -65,6 +65,7 @@ class Subject:
         if self.weights.exists():
             found = torch.load(self.weights, weights_only=True)
             self.model.load_state_dict(found["state"])
+            self.step.hold()
             return dict(found["told"])
         if self.contestant.prepare is not None:
             with torch.no_grad():
@@ -72,7 +73,7 @@ class Subject:
         self.model.train()
         start, taken, nats = time.perf_counter(), 0, []
         while taken < steps and (taken == 0 or time.perf_counter() - start < seconds):
-            nats.append(self.step(self.batch(FIT_BATCH)))
+            nats.append(self.train(self.batch(FIT_BATCH)))
             taken += 1
         last = [float(n) for n in nats[-max(taken // 10, 1) :]]
         told = {
@@ -82,9 +83,9 @@ class Subject:
         }
         if not math.isfinite(told["nats"]):
             raise ValueError(f"fitting went wrong: the loss is {told['nats']}")
-        partial = self.weights.with_suffix(".tmp")
-        torch.save({"state": self.model.state_dict(), "told": told}, partial)
-        partial.replace(self.weights)
+        with whole(self.weights) as unfinished:
+            torch.save({"state": self.model.state_dict(), "told": told}, unfinished)
+        self.step.hold()  # from now on the fitted model stays as it is
 
         return told
 
@@ -94,17 +95,13 @@ class Subject:
 
         return self.data[index.to(self.device)]
 
-    def step(self, x: Tensor) -> Tensor:
-        """Forward, backward, Adam; gives the loss."""
-        loss = self.loss(self.model, x)
-        self.adam.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, CLIP)
-        self.adam.step()
+    def train(self, x: Tensor) -> Tensor:
+        """A step, and what the library requires after it; gives the loss."""
+        loss = self.step(x)
         if self.contestant.after_step is not None:
             self.contestant.after_step(self.model)
 
-        return loss.detach()
+        return loss
 
     # Measuring
 
@@ -121,7 +118,7 @@ class Subject:
             self.model.train()
             self.bound = None  # its weights are old after a step
             x = self.batch(batch)
-            return lambda: self.measured_step(x)
+            return lambda: self.train(x)
         if self.bound is None:
             self.model.eval()
             with torch.no_grad():
@@ -135,17 +132,6 @@ class Subject:
             raise ValueError(f"{contestant.name} has no {quantity}.")
         return lambda: sample(bound, batch)
 
-    def measured_step(self, x: Tensor) -> None:
-        """Forward, backward, Adam at a rate of zero, so that the fitted model stays as it is."""
-        loss = self.loss(self.model, x)
-        self.adam.zero_grad()
-        loss.backward()
-        for group in self.adam.param_groups:
-            group["lr"] = 0.0
-        self.adam.step()
-        if self.contestant.after_step is not None:
-            self.contestant.after_step(self.model)
-
     def load(self) -> nn.Module:
         """Make the model and read its weights."""
         model = self.contestant.build(self.features, self.width)
@@ -157,13 +143,7 @@ class Subject:
         """Seconds per call, the mean of so many calls in a row."""
         act = self.action(quantity, batch)
         with torch.set_grad_enabled(quantity == "train"):
-            self.wait()
-            start = time.perf_counter()
-            for _ in range(calls):
-                act()
-            self.wait()
-
-            return (time.perf_counter() - start) / calls
+            return seconds_per_call(act, calls, self.wait)
 
     def peak(self, batch: int) -> int | None:
         """Most bytes that one training step holds beyond weights, gradients and Adam's state."""
@@ -182,6 +162,5 @@ class Subject:
 
     def close(self) -> None:
         """Let go of all tensors."""
-        self.model = self.bound = self.adam = None  # type: ignore[assignment]
-        self.parameters.clear()
+        self.model = self.bound = self.step = None  # type: ignore[assignment]
         gc.collect()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quarflow.bench.contestants import Contestant
-from quarflow.bench.machine import cores, memory_gibibytes
+from quarflow.experiments.machine import cores, memory_gibibytes
+from quarflow.experiments.speed.contestants import Contestant
 
 __all__ = ["QUANTITIES", "QUICK", "REFERENCE", "Plan", "chosen"]
 
@@ -78,7 +78,7 @@ def chosen(
         ValueError: if there is none of a name.
 
     Example:
-        >>> from quarflow.bench.contestants import OURS
+        >>> from quarflow.experiments.speed.contestants import OURS
         >>> [c.name for c in chosen(OURS, scaling=False)]
         ['QuAR', 'ResidualFlow']
     """

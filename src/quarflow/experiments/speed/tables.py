@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from quarflow.bench.contestants import TRANSFORMS
-from quarflow.bench.limit import quar_operations
-from quarflow.bench.plan import REFERENCE
+from quarflow.experiments.speed.contestants import TRANSFORMS
+from quarflow.experiments.speed.limit import quar_operations
+from quarflow.experiments.speed.plan import REFERENCE
 
-__all__ = ["Table", "all_tables", "exponent", "markdown", "points"]
+__all__ = ["Table", "all_tables", "exponent", "points"]
 
 TITLES = {
     "train": "Training step",
@@ -45,7 +45,7 @@ def all_tables(results: Results, wide: bool = True) -> list[Table]:
     """Every table that these results have figures for.
 
     Arguments:
-        results: Of :func:`quarflow.bench.run.compare`.
+        results: Of :func:`quarflow.experiments.speed.run.compare`.
         wide: Models side by side, for a page; otherwise one below the other, for a terminal.
     """
     tables = [_sizes(results)]
@@ -53,23 +53,6 @@ def all_tables(results: Results, wide: bool = True) -> list[Table]:
     tables += [_limits(results), _growth(results), _starts(results)]
 
     return [table for table in tables if table.rows]
-
-
-def markdown(table: Table) -> str:
-    """The table as Markdown.
-
-    >>> print(markdown(Table("Times", ["a", "b"], [["1", "2"]])))
-    ### Times
-    <BLANKLINE>
-    | a | b |
-    | --- | --- |
-    | 1 | 2 |
-    """
-    lines = [table.head, ["---"] * len(table.head), *table.rows]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    note = f"\n\n{table.note}" if table.note else ""
-
-    return f"### {table.title}\n\n{text}{note}"
 
 
 def exponent(points: Mapping[float, float]) -> float | None:

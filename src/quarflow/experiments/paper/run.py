@@ -11,23 +11,33 @@ import json
 import math
 import platform
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from quarflow import __version__
+from quarflow.experiments.page import print_table
+from quarflow.files import plain, whole, write_json
 
-__all__ = ["FULL_STEPS", "RecipeError", "Run", "mean_and_error", "read_json", "write_json"]
+__all__ = [
+    "FULL_STEPS",
+    "RecipeError",
+    "Run",
+    "mean_and_error",
+    "one_of",
+    "read_json",
+    "stop_if",
+    "with_error",
+]
 
 FULL_STEPS = 20_000  # appendix A.1: "the models were trained for 20,000 updates"
 START = "run.json"  # what marks a folder as a recipe's: its name and settings
 WIDTH = 160  # of tables, where there is no terminal
-LINES = 10  # of progress per part, where there is no terminal for a bar
 
 Numbers = dict[str, Any]
 
@@ -124,8 +134,7 @@ class Run:
         else:
             own.mkdir(parents=True, exist_ok=True)
             begun = time.perf_counter()
-            found = plain(make(own))
-            write_json(path, found)
+            write_json(path, make(own))
             if own.is_dir() and not any(own.iterdir()):
                 own.rmdir()
             self.say(f"{name}: done in {time.perf_counter() - begun:.0f} s")
@@ -138,32 +147,20 @@ class Run:
 
     def figure(self, figure: Any, name: str | None = None) -> Path:
         """Save a matplotlib figure as PNG and PDF; returns the PNG."""
-        import io
-
-        from quarflow.report.style import house_style, save_png, write_whole
+        from quarflow.report.style import house_style, save_png
 
         path = self.folder / f"{name or self.name}.png"
         save_png(figure, path, dpi=160)
-        buffer = io.BytesIO()
-        with house_style():
-            figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
-        write_whole(path.with_suffix(".pdf"), buffer.getvalue())
+        with house_style(), whole(path.with_suffix(".pdf")) as unfinished:
+            figure.savefig(unfinished, format="pdf", metadata={"CreationDate": None})
         self.say(f"wrote {path} and {path.with_suffix('.pdf').name}")
 
         return path
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print a table, and note it for the JSON; names in the first column, then numbers."""
-        from rich import box
-        from rich.table import Table
-
         self.tables.append({"title": title, "columns": columns, "rows": rows})
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i else "left", no_wrap=not i)
-        for row in rows:
-            table.add_row(*map(str, row))
-        self.out.print(table)
+        print_table(self.out, title, columns, rows)
 
     def finish(self, numbers: Mapping[str, Any]) -> Path:
         """Write the numbers, with all that is needed to make them again; returns the JSON."""
@@ -192,41 +189,22 @@ class Run:
         """Print a line on standard error."""
         self.console.print(line, markup=False)
 
-    @contextmanager
-    def progress(self, label: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-        """Show how far a part is: a bar on a terminal, a few lines elsewhere.
-
-        Yields:
-            Called as ``advance(done, note)`` with the steps done so far and a few words.
-        """
-        if self.console.is_terminal and not self.quiet:
-            from rich.progress import Progress, TimeRemainingColumn
-
-            with Progress(
-                *Progress.get_default_columns()[:3],
-                TimeRemainingColumn(),
-                "{task.fields[note]}",
-                console=self.console,
-                transient=True,
-            ) as bar:
-                task = bar.add_task(label, total=total, completed=done, note="")
-                yield lambda done, note="": bar.update(task, completed=done, note=note)
-            return
-
-        begun, first, shown = time.perf_counter(), done, done * LINES // max(total, 1)
-
-        def advance(done: int, note: str = "") -> None:
-            nonlocal shown
-            if done * LINES // max(total, 1) > shown:
-                shown = done * LINES // max(total, 1)
-                left = (time.perf_counter() - begun) / max(done - first, 1) * (total - done)
-                self.say(f"{label}: {done:,} of {total:,}, {left:.0f} s left  {note}")
-
-        yield advance
-
 
 def _is_command() -> bool:
     return Path(sys.argv[0]).stem in ("quarflow", "__main__")
+
+
+def stop_if(interrupted: bool, reason: str) -> None:
+    """End the recipe where a signal ended a training, the way that signal does.
+
+    Raises:
+        KeyboardInterrupt: for SIGINT.
+        SystemExit: with 143, for SIGTERM.
+    """
+    if interrupted and "SIGTERM" in reason:
+        raise SystemExit(128 + signal.SIGTERM)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -246,32 +224,27 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
 
 
-def plain(value: Any) -> Any:
-    """Tensors, NumPy scalars and tuples as JSON knows them; infinities and NaN as null.
+def with_error(value: float, error: float | None, digits: int, sign: str = "") -> str:
+    """A number and its standard error, as tables show them.
 
     Example:
-        >>> plain({"a": torch.ones(2), "b": (math.inf, 1)})
-        {'a': [1.0, 1.0], 'b': [None, 1]}
+        >>> with_error(1.25, 0.031, 2), with_error(1.25, None, 1, sign="+")
+        ('1.25 ± 0.03', '+1.2')
     """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-
-    return value
+    return f"{value:{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON; the file appears, or is replaced, as a whole."""
-    from quarflow.report.style import write_whole
+def one_of(name: str, values: Iterable[object], choices: Iterable[object]) -> None:
+    """Refuse what is no choice.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text.encode("utf-8"))
+    Raises:
+        RecipeError: naming it.
+    """
+    known = list(choices)
+    for value in values:
+        if value not in known:
+            told = ", ".join(map(str, known))
+            raise RecipeError(f"{name} must be one of {told}, not {value!r}.")
 
 
 def read_json(path: Path) -> Any:

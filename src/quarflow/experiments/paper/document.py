@@ -1,6 +1,6 @@
 """Puts the numbers of finished recipes into a Markdown page, so that no table is typed by hand.
 
-    python -m quarflow.paper.document docs/paper.md --take paper-figure3 --take paper-figure2
+    python -m quarflow.experiments.paper.document docs/paper.md --take paper-figure3 --take ...
 
 In the page, what stands between ``<!-- results NAME -->`` and ``<!-- end -->`` is replaced by the
 command, settings and tables of ``results/paper/NAME.json`` beside the page. ``--take FOLDER``
@@ -11,41 +11,22 @@ does so under a name other than the recipe's, where one recipe has two runs on t
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from quarflow.paper.run import RecipeError, read_json
+from quarflow.experiments.page import fill, markdown_rows
+from quarflow.experiments.paper.run import RecipeError, read_json
+from quarflow.files import write_whole
 
 __all__ = ["document", "take"]
-
-BLOCK = re.compile(r"(<!-- results ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def document(page: Path) -> list[str]:
     """Fill in all blocks of a page; returns their names.
 
     Raises:
-        RecipeError: if the page has no block, or a block's results are not there.
+        ValueError: if the page has no block, or a block's results are not there.
     """
-    from quarflow.report.style import write_whole
-
-    names: list[str] = []
-
-    def filled(block: re.Match[str]) -> str:
-        names.append(block[2])
-        path = page.parent / "results" / "paper" / f"{block[2]}.json"
-        if not path.is_file():
-            raise RecipeError(f"{page} asks for {path}, which is not there; see --take.")
-        return block[1] + _markdown(read_json(path)) + block[3]
-
-    text = BLOCK.sub(filled, page.read_text(encoding="utf-8"))
-    if not names:
-        raise RecipeError(f"{page} has no block <!-- results NAME --> ... <!-- end -->.")
-    write_whole(page, text.encode("utf-8"))
-
-    return names
+    return fill(page, lambda name: _markdown(page.parent / "results" / "paper" / f"{name}.json"))
 
 
 def take(folder: Path, page: Path, name: str | None = None) -> None:
@@ -56,8 +37,6 @@ def take(folder: Path, page: Path, name: str | None = None) -> None:
     Raises:
         RecipeError: if the folder holds no finished recipe.
     """
-    from quarflow.report.style import write_whole
-
     start = folder / "run.json"
     recipe = read_json(start).get("recipe") if start.is_file() else None
     if recipe is None or not (folder / f"{recipe}.json").is_file():
@@ -71,7 +50,10 @@ def take(folder: Path, page: Path, name: str | None = None) -> None:
             )
 
 
-def _markdown(found: Mapping[str, Any]) -> str:
+def _markdown(path: Path) -> str:
+    if not path.is_file():
+        raise RecipeError(f"The page asks for {path}, which is not there; see --take.")
+    found = read_json(path)
     versions = found["versions"]
     lines = [
         "",
@@ -81,21 +63,9 @@ def _markdown(found: Mapping[str, Any]) -> str:
         "",
     ]
     for table in found["tables"]:
-        lines += [table["title"] + ":", "", *_rows(table["columns"], table["rows"]), ""]
+        lines += [table["title"] + ":", "", markdown_rows(table["columns"], table["rows"]), ""]
 
     return "\n".join(lines) + "\n"
-
-
-def _rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """A Markdown table, names to the left and numbers to the right.
-
-    Example:
-        >>> _rows(["", "KL"], [["QuAR", 0.01]])
-        ['|  | KL |', '| --- | ---: |', '| QuAR | 0.01 |']
-    """
-    ruler = ["---", *["---:"] * (len(columns) - 1)]
-
-    return ["| " + " | ".join(map(str, row)) + " |" for row in (columns, ruler, *rows)]
 
 
 def main() -> None:
@@ -109,7 +79,7 @@ def main() -> None:
             name, _, folder = wanted.rpartition("=")
             take(Path(folder), options.page, name or None)
         print("filled in:", ", ".join(document(options.page)))
-    except (RecipeError, OSError) as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 

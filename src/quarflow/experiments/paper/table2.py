@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 import torch
 
+from quarflow.experiments.paper.forecast import WORTH, span
+from quarflow.experiments.paper.measure import PRECISIONS, Workload, peak_memory
+from quarflow.experiments.paper.run import Numbers, RecipeError, Run, one_of
+from quarflow.experiments.timing import in_turn
 from quarflow.image_fitting import make_flow, parameter_counts
-from quarflow.paper.measure import Precision, Workload, interleaved, peak_memory
-from quarflow.paper.run import Numbers, RecipeError, Run
+from quarflow.training.device import choose_device
 
 __all__ = ["COLUMNS", "PAPER", "SIZES", "table2"]
 
@@ -41,13 +44,14 @@ COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TITLES = {"residual": "Residual", "quar": "QuAR", "paper's way": "QuAR, the paper's way"}
 Phase = Literal["train", "test"]
+PHASES: tuple[Phase, ...] = ("train", "test")
 
 
 def table2(
     folder: Path,
-    size: Literal["paper", "small"] = "small",
+    size: str = "small",
     repeats: int = 5,
-    precision: Precision | None = None,
+    precision: str | None = None,
     compile: bool = False,
     device: str = "auto",
     seed: int = 0,
@@ -72,19 +76,16 @@ def table2(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    from quarflow.training.device import choose_device
-
-    if size not in SIZES:
-        raise RecipeError(f"size must be one of {', '.join(SIZES)}, not {size!r}.")
+    one_of("size", [size], SIZES)
     if repeats < 1:
         raise RecipeError(f"repeats must be at least 1, not {repeats}.")
     device = choose_device(device)
-    if precision not in (None, "float32", "tf32", "bf16"):
-        raise RecipeError(f"precision must be float32, tf32 or bf16, not {precision!r}.")
+    precision = precision or ("tf32" if device == "cuda" else "float32")
+    one_of("precision", [precision], PRECISIONS)
     settings = {
         "size": size,
         "repeats": repeats,
-        "precision": precision or ("tf32" if device == "cuda" else "float32"),
+        "precision": precision,
         "compile": compile,
         "device": device,
         "seed": seed,
@@ -101,47 +102,52 @@ def table2(
         },
         "paper": PAPER,
     }
-    phases: tuple[Phase, ...] = ("train", "test")
-    for phase in phases:
-        # memory first: processes of their own, with the device to themselves
-        memory = {
-            name: run.part(
-                f"{phase}-memory-{name.replace(' ', '-').replace(chr(39), '')}",
-                partial(_memory, run, phase, name),
-            )
-            for name in COLUMNS
-        }
-        seconds = run.part(f"{phase}-seconds", partial(_seconds, run, phase))
-        numbers[phase] = {
-            name: {
-                "seconds": statistics.median(seconds[name]),
-                "all_seconds": seconds[name],
-                "GB": memory[name]["bytes"] / 1e9,
-                "baseline_GB": memory[name]["baseline_bytes"] / 1e9,
-            }
-            for name in COLUMNS
-        }
-    numbers["ratios"] = {
-        phase: {
-            key: {
-                "residual / quar": _ratio(numbers[phase], "residual", key),
-                "paper's way / quar": _ratio(numbers[phase], "paper's way", key),
-                "in the paper": PAPER[phase]["residual"][key] / PAPER[phase]["quar"][key],
-            }
-            for key in ("seconds", "GB")
-        }
-        for phase in phases
-    }
+    for phase in PHASES:
+        numbers[phase] = _phase(run, phase)
+    numbers["ratios"] = {phase: _ratios(phase, numbers[phase]) for phase in PHASES}
     _print(run, numbers)
     run.finish(numbers)
 
     return numbers
 
 
-def _ratio(numbers: Numbers, name: str, key: str) -> float | None:
-    ours = numbers["quar"][key]
+def _phase(run: Run, phase: Phase) -> Numbers:
+    """Memory and seconds of every column."""
+    # memory first: processes of their own, with the device to themselves
+    memory = {
+        name: run.part(
+            f"{phase}-memory-{name.replace(' ', '-').replace(chr(39), '')}",
+            partial(_memory, run, phase, name),
+        )
+        for name in COLUMNS
+    }
+    seconds = run.part(f"{phase}-seconds", partial(_seconds, run, phase))
 
-    return numbers[name][key] / ours if ours > 0 else None
+    return {
+        name: {
+            "seconds": statistics.median(seconds[name]),
+            "all_seconds": seconds[name],
+            "GB": memory[name]["bytes"] / 1e9,
+            "baseline_GB": memory[name]["baseline_bytes"] / 1e9,
+        }
+        for name in COLUMNS
+    }
+
+
+def _ratios(phase: Phase, found: Numbers) -> Numbers:
+    """How many times what QuAR takes the others do, in seconds and GB."""
+
+    def to_quar(name: str, key: str) -> float | None:
+        return found[name][key] / found["quar"][key] if found["quar"][key] > 0 else None
+
+    return {
+        key: {
+            "residual / quar": to_quar("residual", key),
+            "paper's way / quar": to_quar("paper's way", key),
+            "in the paper": PAPER[phase]["residual"][key] / PAPER[phase]["quar"][key],
+        }
+        for key in ("seconds", "GB")
+    }
 
 
 def _workload(run: Run, phase: Phase, name: str) -> dict[str, Any]:
@@ -167,7 +173,11 @@ def _workload(run: Run, phase: Phase, name: str) -> dict[str, Any]:
 def _seconds(run: Run, phase: Phase, folder: Path) -> Numbers:
     torch.manual_seed(run.settings["seed"])  # probes and numbers of terms
     works = {name: Workload(**_workload(run, phase, name)) for name in COLUMNS}
-    seconds = interleaved(works, run.settings["repeats"])
+    repeats = run.settings["repeats"]
+    round_ = sum(t for (t,) in in_turn(works, 1, warm_up=0).values())  # to warm up
+    if round_ * repeats > WORTH:
+        run.say(f"{phase}: {repeats} rounds take about {span(round_ * repeats)}")
+    seconds = in_turn(works, repeats, warm_up=0)
     works.clear()
     if run.settings["device"] == "cuda":
         torch.cuda.empty_cache()

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from quarflow.bench.contestants import Contestant
-from quarflow.bench.machine import machine
-from quarflow.bench.plan import REFERENCE, Plan
-from quarflow.bench.processes import Failed, TimeUp, WorkerProcess
-from quarflow.bench.starts import OUR_STARTS, start_seconds
+from quarflow.experiments.machine import machine
+from quarflow.experiments.speed.contestants import Contestant
+from quarflow.experiments.speed.plan import REFERENCE, Plan
+from quarflow.experiments.speed.processes import Failed, TimeUp, WorkerProcess
+from quarflow.experiments.speed.starts import OUR_STARTS, start_seconds
+from quarflow.files import write_json
 
 __all__ = ["compare"]
 
@@ -27,7 +27,7 @@ def compare(
     contestants: Sequence[Contestant],
     plan: Plan,
     *,
-    module: str = "quarflow.bench.contestants",
+    module: str = "quarflow.experiments.speed.contestants",
     path: str | None = None,
     starts: dict[str, str] | None = None,
     output: Path | None = None,
@@ -64,6 +64,38 @@ def compare(
     return run.found
 
 
+@dataclass
+class _Case:
+    """A quantity of a model at one size: what was measured, and how."""
+
+    model: str
+    quantity: str
+    features: int
+    batch: int
+    calls: int = 1
+    rounds: int = 0
+    values: list[Any] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        """The case in words."""
+        batch = f", batch {self.batch:,}" if self.batch else ""
+
+        return f"{self.quantity}, D = {self.features}{batch}"
+
+    def told(self) -> dict[str, Any]:
+        """The case as JSON knows it."""
+        names = ("model", "quantity", "features", "batch")
+
+        return {name: getattr(self, name) for name in names}
+
+    def no_harder_than(self, other: _Case) -> bool:
+        """Whether the other one takes at least as long."""
+        same = self.model == other.model and self.quantity == other.quantity
+
+        return same and self.features <= other.features and self.batch <= other.batch
+
+
 class _Run:
     def __init__(
         self, plan: Plan, folder: Path, output: Path | None, say: Callable[[str], None]
@@ -73,7 +105,7 @@ class _Run:
         self.workers: dict[str, WorkerProcess] = {}
         self.models: dict[str, WorkerProcess] = {}  # by the contestant's name
         self.contestants: dict[str, Contestant] = {}
-        self.slow: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        self.slow: list[_Case] = []  # that took too long
         self.found: dict[str, Any] = {
             "command": " ".join(["python", *_relative(sys.argv)]),
             "machine": machine(plan.device),
@@ -121,11 +153,8 @@ class _Run:
     def save(self) -> None:
         """Write the figures so far, atomically."""
         self.found["seconds"] = round(time.perf_counter() - self.begun, 1)
-        if self.output is None:
-            return
-        unfinished = self.output.with_name(f"{self.output.name}.tmp")
-        unfinished.write_text(json.dumps(self.found, indent=1) + "\n")
-        unfinished.replace(self.output)
+        if self.output is not None:
+            write_json(self.output, self.found)
 
     def late(self) -> bool:
         """Whether the time for everything is used up."""
@@ -145,7 +174,7 @@ class _Run:
             fitted = self.fit(features)
             for quantity in plan.quantities:
                 for batch in plan.batches if quantity != "load" else (0,):
-                    self.case(fitted, quantity, features, batch)
+                    self.compare(fitted, quantity, features, batch)
             for worker in self.workers.values():
                 worker.forget()
         if plan.start_rounds and self.late():
@@ -189,57 +218,31 @@ class _Run:
 
         return fitted
 
-    def case(self, fitted: Sequence[str], quantity: str, features: int, batch: int) -> None:
+    def compare(self, fitted: Sequence[str], quantity: str, features: int, batch: int) -> None:
         """One quantity at one size, all models in turn."""
-        names = [name for name in fitted if self.has(name, quantity)]
-        where = f"{quantity}, D = {features}" + (f", batch {batch:,}" if batch else "")
-        if not names:
+        cases = [
+            _Case(name, quantity, features, batch) for name in fitted if self.has(name, quantity)
+        ]
+        if not cases:
             return
         if self.late():
-            self.leave_out(f"{where}: the time for the whole run was up")
+            self.leave_out(f"{cases[0].where}: the time for the whole run was up")
             return
-        self.say(f"{where}: {', '.join(names)}")
-        measured: dict[str, dict[str, Any]] = {}
-        for name in names:
-            earlier = self.too_slow(name, quantity, features, batch)
-            if earlier is not None:
-                at = f"D = {earlier[0]}, batch {earlier[1]:,}"
-                self.leave_out(f"{name}, {where}: it took too long at {at} already")
-                continue
-            first = self.attempt(name, quantity, batch, self.calibrate, features, where)
-            if first is not None:
-                measured[name] = first
+        self.say(f"{cases[0].where}: {', '.join(case.model for case in cases)}")
+        measured = [case for case in cases if self.calibrate(case)]
         rates: list[float] = []
         for round_ in range(self.plan.rounds):
             if quantity in ("train", "log_prob") and measured:
                 rates.append(self.models[REFERENCE].ask(60.0, do="rate", seconds=0.05))
-            for name, case in list(measured.items()):
-                if round_ >= case["rounds"]:
-                    continue
-                value = self.attempt(
-                    name,
-                    quantity,
-                    batch,
-                    partial(self.once, calls=case["calls"]),
-                    features,
-                    where,
-                )
-                if value is not None:
-                    case["values"].append(value)
-        for name, case in measured.items():
-            if not case["values"]:
-                continue
-            self.found["cases"].append(
-                {
-                    "model": name,
-                    "quantity": quantity,
-                    "features": features,
-                    "batch": batch,
-                    "calls": case["calls"],
-                    "values": case["values"],
-                    **({"rates": rates} if rates and name.startswith(REFERENCE) else {}),
-                }
-            )
+            for case in measured:
+                if round_ < case.rounds:
+                    case.values += self.measure(case, case.calls, 3 * self.plan.limit)
+        for case in measured:
+            if case.values:
+                found = {**case.told(), "calls": case.calls, "values": case.values}
+                if rates and case.model.startswith(REFERENCE):
+                    found["rates"] = rates
+                self.found["cases"].append(found)
         self.save()
 
     def has(self, name: str, quantity: str) -> bool:
@@ -247,70 +250,44 @@ class _Run:
         known = ("train", "log_prob", "sample", "memory", "load")
         return quantity in known or quantity in self.contestants[name].more
 
-    def attempt(
-        self,
-        name: str,
-        quantity: str,
-        batch: int,
-        act: Callable[[str, str, int], Any],
-        features: int,
-        where: str,
-    ) -> Any:
-        """What `act` gives; None, said aloud, where it takes too long or goes wrong."""
+    def calibrate(self, case: _Case) -> bool:
+        """Warm up; how many calls make a measurement, and how many of them fit. False: none."""
+        for other in self.slow:
+            if other.no_harder_than(case):
+                at = f"D = {other.features}, batch {other.batch:,}"
+                self.leave_out(f"{case.model}, {case.where}: it took too long at {at} already")
+                return False
+        plan = self.plan
+        first = self.measure(case, 1, plan.limit)
+        if case.quantity == "memory":
+            case.rounds = min(plan.rounds, 3)
+        elif first and first[0] > plan.limit / 2:
+            case.values = first
+        elif first:
+            second = self.measure(case, 1, plan.limit)
+            if not second:
+                return False
+            fastest = min(first[0], second[0])
+            case.calls = min(max(round(plan.seconds / fastest), 1), 10_000)
+            case.rounds = min(plan.rounds, max(1, int(plan.limit / (fastest * case.calls))))
+
+        return bool(first)
+
+    def measure(self, case: _Case, calls: int, limit: float) -> list[Any]:
+        """One measurement; none, said aloud, where it takes too long or goes wrong."""
+        ask = partial(self.models[case.model].ask, limit, model=case.model, batch=case.batch)
         try:
-            return act(name, quantity, batch)
-        except TimeUp as error:
-            self.slow.setdefault((name, quantity), []).append((features, batch))
-            self.leave_out(f"{name}, {where}: {error}")
-            self.found["cases"].append(
-                {
-                    "model": name,
-                    "quantity": quantity,
-                    "features": features,
-                    "batch": batch,
-                    "values": [],
-                    "over": self.plan.limit,
-                }
-            )
+            if case.quantity == "memory":
+                return [ask(do="peak")]
+            return [ask(do="time", quantity=case.quantity, calls=calls)]
         except Failed as error:
-            self.leave_out(f"{name}, {where}: {error}")
+            self.leave_out(f"{case.model}, {case.where}: {error}")
+            if isinstance(error, TimeUp):
+                self.slow.append(case)
+                over = {"values": [], "over": self.plan.limit}
+                self.found["cases"].append(case.told() | over)
 
-        return None
-
-    def too_slow(
-        self, name: str, quantity: str, features: int, batch: int
-    ) -> tuple[int, int] | None:
-        """A case that is no harder than this one and took too long."""
-        for known in self.slow.get((name, quantity), []):
-            if known[0] <= features and known[1] <= batch:
-                return known
-        return None
-
-    def calibrate(self, name: str, quantity: str, batch: int) -> dict[str, Any]:
-        """Warm up; how many calls make a measurement, and how many measurements fit."""
-        plan, ask = self.plan, self.models[name].ask
-        if quantity == "memory":
-            self.once(name, quantity, batch, 1)
-            return {"calls": 1, "rounds": min(plan.rounds, 3), "values": []}
-        command = {"do": "time", "model": name, "quantity": quantity, "batch": batch, "calls": 1}
-        first = ask(plan.limit, **command)
-        if first > plan.limit / 2:
-            return {"calls": 1, "rounds": 0, "values": [first]}
-        second = min(first, ask(plan.limit, **command))
-        calls = min(max(round(plan.seconds / second), 1), 10_000)
-        rounds = min(plan.rounds, max(1, int(plan.limit / (second * calls))))
-
-        return {"calls": calls, "rounds": rounds, "values": []}
-
-    def once(self, name: str, quantity: str, batch: int, calls: int) -> Any:
-        """One measurement."""
-        plan, ask = self.plan, self.models[name].ask
-        if quantity == "memory":
-            return ask(plan.limit, do="peak", model=name, batch=batch)
-
-        return ask(
-            3 * plan.limit, do="time", model=name, quantity=quantity, batch=batch, calls=calls
-        )
+        return []
 
 
 def _relative(arguments: Sequence[str]) -> list[str]:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from quarflow.data.toys import toy
+from quarflow.experiments.paper.fit import Fit, fitted, load_weights
+from quarflow.experiments.paper.run import Numbers, Run, mean_and_error, with_error
 from quarflow.flows import Flow, QuAR, ResidualFlow
 from quarflow.nn.norms import spectral_bound
-from quarflow.paper.fit import Fit, fit, load_weights, settle
-from quarflow.paper.run import Numbers, Run, mean_and_error
 
 __all__ = ["figure2"]
 
@@ -118,10 +118,8 @@ def figure2(
     for variant in VARIANTS:
         found = numbers["variants"][variant.name]
         spread = [f"{part['kl']:.4f}" for part in parts[variant.name]]
-        error = "" if found["kl_error"] is None else f" ± {found['kl_error']:.4f}"
-        rows.append(
-            [variant.title, f"{found['parameters']:,}", f"{found['kl']:.4f}{error}", *spread]
-        )
+        mean = with_error(found["kl"], found["kl_error"], 4)
+        rows.append([variant.title, f"{found['parameters']:,}", mean, *spread])
     run.table(
         f"Two uniform densities, {steps:,} updates: KL to the data in nats, by quadrature",
         ["", "parameters", "mean", *(f"seed {n}" for n in range(seed, seed + seeds))],
@@ -135,25 +133,16 @@ def figure2(
 
 
 def _train(run: Run, variant: Variant, steps: int, seed: int, folder: Path) -> Numbers:
-    torch.manual_seed(seed)
-    flow = variant.make()
-    how = Fit(steps, LEARNING_RATE, seed=seed)
-    label = f"{variant.name}, seed {seed}"
-    curve = fit(flow, DATA.sample, how, lambda f: {"kl": divergence(f)}, folder, run, label)
-
-    kl, mass = divergence(flow), _mass(flow)
-    settle(folder)
-
-    return {
-        "seed": seed,
-        "parameters": sum(p.numel() for p in flow.parameters()),
-        "learning_rate": how.learning_rate,
-        "batch_size": how.batch_size,
-        "kl": kl,
-        "mass": mass,
-        "seconds": curve[-1]["seconds"],
-        "curve": curve,
-    }
+    return fitted(
+        variant.make,
+        DATA.sample,
+        Fit(steps, LEARNING_RATE, seed=seed),
+        lambda flow: {"kl": divergence(flow)},
+        lambda flow: {"kl": divergence(flow), "mass": _mass(flow)},
+        folder,
+        run,
+        variant.name,
+    )
 
 
 def _trained(name: str, folder: Path) -> Flow:
