@@ -18,9 +18,7 @@ as its caches let them.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +28,8 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
+from quarflow.experiments.timing import median_seconds
+from quarflow.files import write_json
 from quarflow.nn import ConvBranch
 from quarflow.nn.conv_paper import dense_kernels
 from quarflow.nn.taps import causal_taps, gather_taps, sum_taps
@@ -46,14 +46,7 @@ TAPS = causal_taps(3)
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
-    run()
-    found = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        found.append(time.process_time() - start)
-
-    return statistics.median(found)
+    return median_seconds(run, repeats, clock=time.process_time)
 
 
 def layers(x: Tensor, weight: Tensor, last: bool) -> dict[str, Callable[[], Tensor]]:
@@ -161,10 +154,7 @@ def main() -> None:
         "branches": measure_branches(options.repeats),
     }
     if options.out is not None:
-        text = json.dumps(numbers, indent=2) + "\n"
-        partial = options.out.with_name(options.out.name + ".part")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(options.out)
+        write_json(options.out, numbers, indent=2)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ told too, which other work on the machine changes less.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,10 @@ import numpy as np
 import polars as pl
 
 from quarflow import QuARDensity
-from quarflow.bench.machine import machine
-from quarflow.bench.rows import correlated_rows
+from quarflow.data import TableWriter
+from quarflow.experiments.machine import machine
+from quarflow.experiments.speed.rows import correlated_rows
+from quarflow.files import write_json
 
 PIECE = 250_000
 # Runs the command and tells its own peak, in KiB on Linux, and processor seconds.
@@ -52,8 +53,6 @@ class Scored:
 
 def write(path: Path, rows: int, features: int) -> None:
     """Rows piece after piece, so that writing needs no more memory than scoring."""
-    from quarflow.data import TableWriter
-
     with TableWriter(path) as table:
         for start in range(0, rows, PIECE):
             x = correlated_rows(min(PIECE, rows - start), features).double().numpy()
@@ -149,9 +148,7 @@ def main() -> None:
     for told, ratio in found["ratios"].items():
         print(f"{told}: {ratio:.2f}")
     if options.out is not None:
-        partial = options.out.with_suffix(".tmp")
-        partial.write_text(json.dumps(found, indent=1) + "\n")
-        partial.replace(options.out)
+        write_json(options.out, found)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import speed_peers
-from quarflow.bench.page import refresh
-from quarflow.bench.pictures import draw
-from quarflow.bench.plan import QUANTITIES, QUICK, Plan, chosen
-from quarflow.bench.run import compare
-from quarflow.bench.show import show
+from quarflow.experiments.speed.page import refresh, show
+from quarflow.experiments.speed.pictures import draw
+from quarflow.experiments.speed.plan import QUANTITIES, QUICK, Plan, chosen
+from quarflow.experiments.speed.run import compare
 
 
 def numbers(text: str) -> tuple[int, ...]:

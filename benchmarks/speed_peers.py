@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quarflow.bench.contestants import OURS, TRANSFORMS, Contestant
+from quarflow.experiments.speed.contestants import OURS, TRANSFORMS, Contestant
 
 __all__ = ["CONTESTANTS", "STARTS"]
 

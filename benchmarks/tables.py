@@ -13,19 +13,21 @@ better. The models kept are the averaged weights (EMA) that are best on the vali
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import speed_peers
 from quarflow import InversionError, QuAR
+from quarflow.files import write_json
+from quarflow.training import TrainingSettings, train
+from quarflow.transforms import QuARStep
 
 TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "magic": ("adbench/22_magic.gamma.npz", ("X",)),
@@ -35,16 +37,13 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def models() -> dict[str, Callable[[int], nn.Module]]:
-    """The four that are compared; zuko is imported here."""
-    import zuko
-
-    return {
-        "QuAR": lambda D: QuAR(D),
-        "QuAR (paper)": lambda D: QuAR(D, norm="operator", activation="elu"),
-        "MAF": lambda D: zuko.flows.MAF(D, transforms=8, hidden_features=(128, 128)),
-        "NSF": lambda D: zuko.flows.NSF(D, transforms=5, hidden_features=(128, 128)),
-    }
+PEERS = {c.name: c.build for c in speed_peers.CONTESTANTS}
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "QuAR": QuAR,
+    "QuAR (paper)": partial(QuAR, norm="operator", activation="elu"),
+    "MAF": partial(PEERS["zuko MAF"], width=128),
+    "NSF": partial(PEERS["zuko NSF"], width=128),
+}
 
 
 def load(folder: Path, name: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,64 +71,62 @@ def nats(flow: nn.Module, x: Tensor) -> float:
     return -torch.cat([flow().log_prob(part).double() for part in x.split(4096)]).mean().item()
 
 
-def fit(flow: nn.Module, train: Tensor, valid: Tensor, options: argparse.Namespace) -> nn.Module:
-    """AdamW, warm-up, cosine, clipping at 5, EMA; best of 20 evaluations on validation."""
-    if isinstance(flow, QuAR):
-        flow.initialize(train[:4096])
-    # Decay on the weights of the networks only: without it all of them learn the rows by heart.
-    kinds = ("weight", "off_diagonal")
-    decayed = [p for n, p in flow.named_parameters() if n.endswith(kinds)]
-    others = [p for n, p in flow.named_parameters() if not n.endswith(kinds)]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": options.decay},
-            {"params": others, "weight_decay": 0},
-        ],
-        options.lr,
-    )
-    average = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(0.995))
-    generator = torch.Generator().manual_seed(options.seed)
-    best, kept = math.inf, None
-    for step in range(options.steps):
-        rate = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / options.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = options.lr * rate
-        x = train[torch.randint(len(train), (options.batch,), generator=generator)]
-        loss = -flow().log_prob(x).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
-        optimizer.step()
-        average.update_parameters(flow)
-        if (step + 1) % max(options.steps // 20, 1) == 0:
-            now = nats(average.module, valid)
-            if now < best:
-                best, kept = now, {k: v.clone() for k, v in average.module.state_dict().items()}
-    if kept is None:
-        raise SystemExit("The validation nats were never finite; lower --lr.")
-    flow.load_state_dict(kept)
+class Rows:
+    """Rows of a table as they are."""
 
-    return flow
+    first = 4096
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
+        """The rows, shape (n, D)."""
+        return self.x[index], None
+
+
+def fit(flow: nn.Module, rows: Tensor, valid: Tensor, options: argparse.Namespace) -> None:
+    """Warm-up, cosine, clipping at 5, averaged weights; the best of 20 evaluations are kept."""
+    per_epoch = max(len(rows) // options.batch, 1)
+    settings = TrainingSettings(
+        batch_size=options.batch,
+        learning_rate=options.lr,
+        max_epochs=-(-options.steps // per_epoch),
+        patience=0,
+        ema=0.995,
+        clip=5.0,
+        # on the weights of the networks only: without it all of them learn the rows by heart
+        weight_decay=options.decay,
+        seed=options.seed,
+        evaluate_every=max(options.steps // 20, 1),
+    )
+    train(flow, Rows(rows), Rows(valid), settings, device="cpu")
+
+
+def copy_of(flow: QuAR, dtype: torch.dtype) -> QuAR:
+    """The same weights in another precision."""
+    copy = QuAR(**flow.arguments).to(dtype)
+    copy.load_state_dict(flow.state_dict())
+
+    return copy
 
 
 def inversion(flow: QuAR) -> dict[str, float]:
     """Round trip of 10,000 samples, relative to 1 + abs(x), and Newton sweeps per step."""
-    from quarflow.transforms import QuARStep
-
     found: dict[str, float] = {}
     for dtype in (torch.float32, torch.float64):
         sweeps = []
         with torch.no_grad():
-            copy = QuAR(**flow.arguments).to(dtype)
-            copy.load_state_dict(flow.state_dict())
-            p = copy()
+            p = copy_of(flow, dtype)()
             x = p.sample((10_000,), generator=torch.Generator().manual_seed(0))
             z = p.transform(x)
-            back = p.transform.unchecked.inv(z)
+            back = p.transform.inv(z)
             name = str(dtype)[6:]
             found[name] = ((back - x).abs() / (1 + x.abs())).max().item()
             try:
-                p.transform.inv(z)
+                p.transform.checked.inv(z)
                 found[f"refused, {name}"] = 0
             except InversionError as error:
                 found[f"refused, {name}"] = error.failed
@@ -148,10 +145,7 @@ def inversion(flow: QuAR) -> dict[str, float]:
 
 def worst_diagonal(flow: QuAR, factor: float = 1.0) -> float:
     """Largest abs(d) found by 200 steps of ascent from 1,000 starts, weights times factor."""
-    from quarflow.transforms import QuARStep
-
-    copy = QuAR(**flow.arguments).double()
-    copy.load_state_dict(flow.state_dict())
+    copy = copy_of(flow, torch.float64)
     with torch.no_grad():
         for p in copy.branches.parameters():
             p.mul_(factor)
@@ -176,9 +170,7 @@ def worst_diagonal(flow: QuAR, factor: float = 1.0) -> float:
 def batches(flow: QuAR, x: Tensor, dtype: torch.dtype) -> float:
     """Largest change of log p when rows come in batches of 1, 7 and 256 instead of all."""
     with torch.no_grad():
-        copy = QuAR(**flow.arguments).to(dtype)
-        copy.load_state_dict(flow.state_dict())
-        p, x = copy(), x.to(dtype)
+        p, x = copy_of(flow, dtype)(), x.to(dtype)
         whole = p.log_prob(x)
         assert torch.equal(whole, p.log_prob(x)), "repeated scoring must be bit-identical"
         return max(
@@ -190,9 +182,7 @@ def batches(flow: QuAR, x: Tensor, dtype: torch.dtype) -> float:
 def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """The figures so far, atomically."""
     settings = {k: str(v) for k, v in vars(options).items() if k not in ("out", "data")}
-    temporary = options.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
-    temporary.replace(options.out)
+    write_json(options.out, {"settings": settings, "rows": rows}, indent=2)
 
 
 def main() -> None:
@@ -200,8 +190,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the tables")
     parser.add_argument("--tables", default=",".join(TABLES))
-    parser.add_argument("--models", default="QuAR,QuAR (paper),MAF,NSF")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--steps", type=int, default=3000, help="up to whole epochs")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--decay", type=float, default=0.3, help="weight decay")
@@ -214,46 +204,51 @@ def main() -> None:
         f"{'table':10} {'model':13} {'test nats':>9} {'params':>8} {'train s':>8} {'sample s':>8}"
     )
     for table in options.tables.split(","):
-        train, valid, test = load(options.data, table, options.seed)
+        parts = load(options.data, table, options.seed)
         for name in options.models.split(","):
-            torch.manual_seed(options.seed)
-            flow = models()[name](train.shape[1])
-            start = time.perf_counter()
-            fit(flow, train, valid, options)
-            middle = time.perf_counter()
-            with torch.no_grad():
-                flow().sample((10_000,))
-            row: dict[str, Any] = {
-                "table": table,
-                "model": name,
-                "test_nats": nats(flow, test),
-                "valid_nats": nats(flow, valid),
-                "parameters": sum(p.numel() for p in flow.parameters()),
-                "train_seconds": middle - start,
-                "sample_seconds": time.perf_counter() - middle,
-            }
+            row = {"table": table, "model": name, **measure(name, parts, options)}
             print(
                 f"{table:10} {name:13} {row['test_nats']:9.3f} {row['parameters']:8,} "
                 f"{row['train_seconds']:8.1f} {row['sample_seconds']:8.2f}",
                 flush=True,
             )
-            if isinstance(flow, QuAR):
-                row["inversion"] = inversion(flow)
-                row["worst_diagonal"] = {
-                    "trained": worst_diagonal(flow),
-                    "times 100": worst_diagonal(flow, 100.0),
-                }
-                # float64 is what QuARDensity and `quarflow score` compute in
-                row["batch_size_change"] = {
-                    str(dtype)[6:]: batches(flow, test[:2000], dtype)
-                    for dtype in (torch.float64, torch.float32)
-                }
-                print(f"{'':24} {row['inversion']}", flush=True)
-                print(f"{'':24} abs(d) {row['worst_diagonal']}", flush=True)
-                print(f"{'':24} change with batch size {row['batch_size_change']}", flush=True)
+            for key in ("inversion", "worst_diagonal", "batch_size_change"):
+                if key in row:
+                    print(f"{'':24} {key.replace('_', ' ')} {row[key]}", flush=True)
             results.append(row)
             if options.out is not None:
                 write(options, results)
+
+
+def measure(name: str, parts: tuple[Tensor, ...], options: argparse.Namespace) -> dict[str, Any]:
+    """Fit one model to one table; everything that is told of it."""
+    rows, valid, test = parts
+    torch.manual_seed(options.seed)
+    flow = MODELS[name](rows.shape[1])
+    start = time.perf_counter()
+    fit(flow, rows, valid, options)
+    middle = time.perf_counter()
+    with torch.no_grad():
+        flow().sample((10_000,))
+    end = time.perf_counter()
+    found: dict[str, Any] = {
+        "test_nats": nats(flow, test),
+        "valid_nats": nats(flow, valid),
+        "parameters": sum(p.numel() for p in flow.parameters()),
+        "train_seconds": middle - start,
+        "sample_seconds": end - middle,
+    }
+    if isinstance(flow, QuAR):
+        found["inversion"] = inversion(flow)
+        diagonals = {"trained": 1.0, "times 100": 100.0}
+        found["worst_diagonal"] = {k: worst_diagonal(flow, by) for k, by in diagonals.items()}
+        # float64 is what QuARDensity and `quarflow score` compute in
+        found["batch_size_change"] = {
+            str(dtype)[6:]: batches(flow, test[:2000], dtype)
+            for dtype in (torch.float64, torch.float32)
+        }
+
+    return found
 
 
 if __name__ == "__main__":

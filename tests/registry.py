@@ -34,6 +34,7 @@ from quarflow.transforms import (
     Flatten,
     Inverse,
     LinearLU,
+    LinearTriangular,
     LogDet,
     Logit,
     MultiScale,
@@ -156,6 +157,14 @@ def _linear(D=4, dtype=torch.float64):
     )
 
 
+def _triangular(D=4, dtype=torch.float64):
+    return LinearTriangular(
+        torch.randn(D, D, dtype=dtype),
+        torch.randn(D, dtype=dtype),
+        torch.randn(D, dtype=dtype),
+    )
+
+
 COLUMNS = (
     Column(name="plain", mean=3.0, scale=2.0),
     Column(name="whole", step=1.0, grid=1.0, mean=3.0, scale=2.0),
@@ -175,6 +184,7 @@ TRANSFORMS: dict[str, TransformCase] = {
         cast=lambda _: Permutation(torch.tensor([2, 0, 1])),
     ),
     "linear": TransformCase(_linear, 4, cast=lambda t: _linear(dtype=t)),
+    "triangular": TransformCase(_triangular, 4, "lower", cast=lambda t: _triangular(dtype=t)),
     "composed": TransformCase(_composed, 3, cast=_composed),
     "composed nothing": TransformCase(
         lambda: Composed([]), 2, "lower", cast=lambda _: Composed([])
@@ -287,6 +297,25 @@ for _i, (_norm, _mix, _features, _context) in enumerate(
 for _activation in ACTIVATIONS:
     FLOWS[f"quar 2 {_activation}"] = FlowCase(partial(_quar, 2, activation=_activation), 2)
 FLOWS["quar 2 no trick"] = FlowCase(partial(_quar, 2, trick=False), 2)
+
+
+def _started(features, context=0, **options):
+    """Before the first step a linear map, as a Gaussian in closed form would give it."""
+    flow = _quar(features, context, start="gaussian", **options)
+    flow.start_from(
+        torch.randn(features, features).tril(-1) / features + torch.eye(features).mul(1.5),
+        torch.randn(features),
+        torch.randn(features, context) if context else None,
+    )
+
+    return flow
+
+
+FLOWS |= {
+    "quar started": FlowCase(partial(_started, 3), 3),
+    "quar started context": FlowCase(partial(_started, 2, 2), 2, 2),
+    "quar started lu": FlowCase(partial(_started, 3, mix="lu"), 3),
+}
 
 
 def _other(flow, features, context=0, **options):

@@ -9,21 +9,21 @@ from torch import nn
 from typer.testing import CliRunner
 
 from quarflow import QuAR
-from quarflow.bench.contestants import OURS, Contestant
-from quarflow.bench.limit import matrix_rate, quar_operations
-from quarflow.bench.matching import CannotMatch, existing_weights, match_width
-from quarflow.bench.memory import Peak
-from quarflow.bench.page import BEGIN, END, refresh
-from quarflow.bench.pictures import draw
-from quarflow.bench.plan import Plan, chosen
-from quarflow.bench.processes import Failed, TimeUp, WorkerProcess
-from quarflow.bench.rows import correlated_rows
-from quarflow.bench.run import compare
-from quarflow.bench.starts import start_seconds
-from quarflow.bench.tables import all_tables, exponent, points
 from quarflow.cli import app
+from quarflow.experiments.memory import Peak
+from quarflow.experiments.speed.contestants import OURS, Contestant
+from quarflow.experiments.speed.limit import matrix_rate, quar_operations
+from quarflow.experiments.speed.matching import CannotMatch, existing_weights, match_width
+from quarflow.experiments.speed.page import refresh
+from quarflow.experiments.speed.pictures import draw
+from quarflow.experiments.speed.plan import Plan, chosen
+from quarflow.experiments.speed.processes import Failed, TimeUp, WorkerProcess
+from quarflow.experiments.speed.rows import correlated_rows
+from quarflow.experiments.speed.run import compare
+from quarflow.experiments.speed.starts import start_seconds
+from quarflow.experiments.speed.tables import all_tables, exponent, points
 
-MODULE = "quarflow.bench.contestants"
+MODULE = "quarflow.experiments.speed.contestants"
 
 
 def brute_force(features, units, transforms):
@@ -185,7 +185,7 @@ class TestCompare:
             assert "Training step" in titles
             assert "How near the machine's limit" in titles
         page = tmp_path / "page.md"
-        page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+        page.write_text("before\n<!-- results speed -->\nold\n<!-- end -->\nafter\n")
         refresh(page, results)
         text = page.read_text()
         assert text.startswith("before\n")
@@ -195,7 +195,7 @@ class TestCompare:
         refresh(page, results)
         assert page.read_text() == text
         page.write_text("no marks")
-        with pytest.raises(ValueError, match=r"page\.md must have"):
+        with pytest.raises(ValueError, match=r"page\.md has no block"):
             refresh(page, results)
 
     def test_pictures(self, results, tmp_path):
@@ -246,7 +246,7 @@ class TestCompare:
 
 class TestCommand:
     def test_writes_figures(self, tmp_path, monkeypatch):
-        from quarflow.bench import plan
+        from quarflow.experiments.speed import plan
 
         monkeypatch.setattr(
             plan,

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 from torch.func import functional_call, grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from quarflow import InversionError, QuAR
+from quarflow import Autoregressive, ImageQuAR, InversionError, PlanarFlow, QuAR, ResidualFlow
 from quarflow.flows.bases import Normal, StudentT
 from quarflow.transforms import QuARStep
 from registry import FLOWS, shaken
@@ -113,6 +114,147 @@ def test_gradients_of_samples(case):
     assert gradcheck(inverse, inputs, fast_mode=True, atol=1e-5, rtol=1e-4)
 
 
+SECOND = [
+    *REPRESENTATIVES[1:4],
+    "residual",
+    "autoregressive newton",
+    "image quar",
+    "planar context",
+]
+
+
+@pytest.mark.parametrize("name", SECOND)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_second_derivatives_of_samples(name, frozen):
+    """Of the inverse and its ladj, to noise and parameters: by gradgradcheck."""
+    case = FLOWS[name]
+    flow = case.build()
+    named = {n: p.detach() for n, p in flow.named_parameters() if p.numel()}
+    free = {} if frozen else {n: p.requires_grad_() for n, p in named.items()}
+    c = case.contexts(2)
+    z = torch.randn(2, case.features, dtype=torch.float64, requires_grad=True)
+
+    def inverse(z, *values):
+        given = named | dict(zip(free, values, strict=True))
+        p = functional_call(flow, given, () if c is None else (c,))
+        x, ladj = p.transform.inv.call_and_ladj(z)
+        return (x * x).sum() + ladj.sum()
+
+    assert torch.autograd.gradgradcheck(
+        inverse, (z, *free.values()), fast_mode=True, atol=1e-4, rtol=1e-3
+    )
+
+
+def test_penalties_on_gradients_of_samples_train():
+    flow = QuAR(2, transforms=2, hidden_features=(8,)).double()
+    z = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(flow().transform.inv(z).sum(), z, create_graph=True)
+    (grad**2).sum().backward()
+
+    assert (flow.branches.layers[0].diagonal.grad != 0).all()
+    assert (z.grad != 0).all()
+
+
+def test_what_torch_func_cannot_follow_is_refused_in_words():
+    p = QuAR(2, transforms=2, hidden_features=(8,)).double()()
+    z = torch.randn(2, dtype=torch.float64)
+    for transform in (torch.func.jacrev, torch.func.vmap, torch.func.jacfwd):
+        with pytest.raises(NotImplementedError, match="batch instead of vmap"):
+            transform(p.transform.inv)(z if transform is not torch.func.vmap else z[None])
+    with pytest.raises(NotImplementedError, match="cannot be recorded"):
+        torch.jit.trace(p.transform.inv, (z,), check_trace=False)
+
+
+@pytest.mark.parametrize("name", [*REPRESENTATIVES, "image quar", "quar 2 elu", "residual"])
+def test_forward_mode(name):
+    """hessian, jacfwd and jvp agree with backward mode; of x, and of every parameter."""
+    case = FLOWS[name]
+    flow = case.build()
+    x, c = case.points(flow, 1)
+    x, given = x[0], () if c is None else (c[0],)
+    values = {n: p.detach() for n, p in flow.named_parameters()}
+    tangents = {n: torch.randn_like(p) for n, p in values.items()}
+
+    def score(x, values=values):
+        return functional_call(flow, values, given).log_prob(x)
+
+    expected = torch.autograd.functional.hessian(score, x)
+    torch.testing.assert_close(torch.func.hessian(score)(x), expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(torch.func.jacfwd(score)(x), torch.func.grad(score)(x))
+    tangent = torch.func.jvp(lambda v: score(x, v), (values,), (tangents,))[1]
+    grads = torch.func.grad(lambda v: score(x, v))(values)
+    torch.testing.assert_close(tangent, sum((grads[n] * tangents[n]).sum() for n in values))
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        found = torch.autograd.forward_ad.unpack_dual(score(dual)).tangent
+    torch.testing.assert_close(found, torch.func.grad(score)(x).sum())
+
+
+RECORDED = {
+    "trace": lambda f, x: torch.jit.trace(f, (x,), check_trace=False),
+    "make_fx": lambda f, x: make_fx(f)(x),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning"
+)
+@pytest.mark.parametrize("record", RECORDED)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["quar 2 lipswish", "quar 2 dimension lu normal alternate", "autoregressive", "image quar"],
+)
+def test_what_is_recorded_is_the_density(name, frozen, record):
+    """Kernels are not seen by a recorder: torch runs instead."""
+    case = FLOWS[name]
+    flow = case.build().requires_grad_(not frozen)
+    x, _ = case.points(flow, 8)
+    with torch.no_grad():
+        other = x * 0.9
+        program = RECORDED[record](lambda x: flow().log_prob(x), x)
+        torch.testing.assert_close(program(other), flow().log_prob(other))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: QuAR(3, 2, transforms=2, hidden_features=(16,)),
+        lambda: QuAR(3, 2, transforms=2, hidden_features=(16,), mix="lu", base="student-t"),
+        lambda: Autoregressive(3, 2, transforms=2, hidden_features=(16,)),
+        lambda: ResidualFlow(3, 2, transforms=2, hidden_features=(16,), logdet="exact"),
+        lambda: PlanarFlow(3, 2, transforms=2),
+        lambda: ImageQuAR((2, 8, 8), scales=1, blocks=1, hidden_channels=16),
+    ],
+)
+def test_built_without_memory_or_under_another_default_dtype(make):
+    torch.manual_seed(0)
+    flow = make()
+    image = isinstance(flow, ImageQuAR)
+    x = torch.rand(4, 2, 8, 8) if image else torch.randn(4, 3)
+    c = None if image else torch.randn(4, 2)
+    flow.initialize(x, c)
+    state, expected = copy.deepcopy(flow.state_dict()), flow(c).log_prob(x)
+    with torch.device("meta"):
+        empty = make()
+    assert {t.device.type for t in [*empty.parameters(), *empty.buffers()]} == {"meta"}
+    for module in (empty, flow):
+        module.to_empty(device="cpu").load_state_dict(state)
+        assert torch.equal(module(c).log_prob(x), expected)
+
+    torch.manual_seed(0)
+    single = make()
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(0)
+        double = make()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, two in zip(single.parameters(), double.parameters(), strict=True):
+        assert two.dtype == torch.float64
+        torch.testing.assert_close(one.double(), two, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("norm", ["dimension", "operator"])
 def test_gradients_of_samples_entry_by_entry(norm):
     flow = shaken(QuAR(2, 1, transforms=2, hidden_features=(2,), norm=norm), 0.3)
@@ -137,8 +279,8 @@ def test_gradients_of_hard_samples():
     J = torch.autograd.functional.jacobian(p.transform, x)
     z = p.transform(x).detach().requires_grad_()
     with pytest.raises(InversionError, match=r"1 of 1 samples are not determined by z to within"):
-        p.transform.inv(z)
-    back = p.transform.unchecked.inv(z)
+        p.transform.checked.inv(z)
+    back = p.transform.inv(z)
     v = torch.randn(20, dtype=torch.float64)
     (found,) = torch.autograd.grad(back, z, v)
     expected = torch.linalg.solve(J.mT, v)

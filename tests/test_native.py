@@ -1,11 +1,7 @@
 """The compiled kernels against torch, which computes the same in another way."""
 
 import itertools
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quarflow import QuAR
-from quarflow.native import build
 from quarflow.native import chain as native
 from quarflow.nn import Branch, ConvBranch, norms
 from quarflow.nn import chain as fused_chain
@@ -376,77 +371,3 @@ def test_no_memory_for_what_is_computed_anew():
     weights = 2 * 3 * (64 * 8 + 64 * 64 + 8 * 64)
     assert held < weights + 4 * 500 * 8
     assert 4 * held < fused_chain.KEEP_BYTES  # where torch does it, hidden layers are kept
-
-
-def in_a_process(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-STATUS = "from quarflow.native import status; print(status())"
-
-
-def test_kernels_can_be_turned_off():
-    assert "QUARFLOW_NATIVE" in in_a_process(STATUS, QUARFLOW_NATIVE="0").stdout
-
-
-def test_without_a_compiler_everything_works(tmp_path):
-    code = STATUS + "; import torch, quarflow; print(quarflow.QuAR(2)().sample((3,)).shape)"
-    done = in_a_process(code, CXX="no-such-compiler", QUARFLOW_CACHE=str(tmp_path))
-    assert "no C++ compiler" in done.stdout
-    assert "[3, 2]" in done.stdout
-    done = in_a_process(code, CXX="false", QUARFLOW_CACHE=str(tmp_path))
-    assert "not used" in done.stdout
-    assert "[3, 2]" in done.stdout
-    assert "could not be compiled" in done.stderr
-
-
-def test_a_cache_that_others_may_write_to_is_refused(tmp_path):
-    (tmp_path / "native").mkdir()
-    (tmp_path / "native").chmod(0o777)
-    done = in_a_process(STATUS, QUARFLOW_CACHE=str(tmp_path))
-    assert "writable by nobody else" in done.stdout
-    assert not list((tmp_path / "native").iterdir())
-
-
-def test_without_a_home_kernels_lie_in_the_folder_for_temporary_files(tmp_path, monkeypatch):
-    monkeypatch.delenv("QUARFLOW_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no-such-folder")
-    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
-    folder = build._cache_folder()
-    assert folder.parent == tmp_path
-    assert folder.stat().st_mode & 0o077 == 0
-
-
-def test_compiled_once(tmp_path, monkeypatch):
-    """A second process finds what the first one made; a change of the sources is noticed."""
-    monkeypatch.setenv("QUARFLOW_CACHE", str(tmp_path))
-    compiler = build._compiler()
-    key = build._key(compiler)
-    ran = []
-
-    def run(*command):
-        ran.append(command)
-        if "-o" in command:
-            Path(command[-1]).touch()
-        return "g++"
-
-    monkeypatch.setattr(build, "_run", run)
-    first = build._compiled(compiler)
-    compilations = len(ran)
-    assert first.exists()
-    assert build._compiled(compiler) == first
-    assert len(ran) == compilations + 1  # only --version
-    assert list(first.parent.glob("*.so")) == [first]
-    sources = tmp_path / "sources"
-    sources.mkdir()
-    for source in build.SOURCES.iterdir():
-        (sources / source.name).write_bytes(source.read_bytes() + b"\n")
-    monkeypatch.setattr(build, "SOURCES", sources)
-    assert build._compiled(compiler) != first
-    assert key != ""

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,9 +15,13 @@ from typer.testing import CliRunner
 from quarflow import Autoregressive, QuAR, ResidualFlow
 from quarflow.cli import app
 from quarflow.data.toys import toy
-from quarflow.paper import ablation, ablation_data, eight, figure2, figure3, fit, modes
-from quarflow.paper.document import document, take
-from quarflow.paper.run import RecipeError, Run, read_json, write_json
+from quarflow.experiments.paper import ablation, ablation_data, eight, figure2, figure3, fit, modes
+from quarflow.experiments.paper.document import document, take
+from quarflow.experiments.paper.forecast import Progress, forecast
+from quarflow.experiments.paper.run import RecipeError, Run, read_json
+from quarflow.experiments.speed.matching import existing_weights
+from quarflow.files import write_json
+from quarflow.training import CheckpointError, Event, TrainingSettings, has_checkpoint
 from quarflow.transforms import Affine
 
 
@@ -89,7 +97,7 @@ def trained(kind, folder, stop=None, **options):
     how = fit.Fit(30, 1e-2, batch_size=64, looks=40, seed=3, warmup=5, **options)
 
     def measure(average):
-        if stop is not None and len(list(folder.iterdir())) and measure.calls >= stop:
+        if stop is not None and measure.calls >= stop:
             raise KeyboardInterrupt
         measure.calls += 1
         return {"weight": next(average.parameters()).sum().item()}
@@ -110,13 +118,11 @@ def test_training_goes_on_to_the_same_end(kind, optimizer, tmp_path, monkeypatch
     straight, curve = trained(kind, tmp_path / "a", optimizer=optimizer)
     with pytest.raises(KeyboardInterrupt):
         trained(kind, tmp_path / "b", stop=1, optimizer=optimizer)
-    assert (tmp_path / "b" / fit.CHECKPOINT).is_file()
+    assert has_checkpoint(tmp_path / "b" / fit.CHECKPOINT)
     resumed, again = trained(kind, tmp_path / "b", optimizer=optimizer)
     for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     assert [(p["step"], p["weight"]) for p in curve] == [(p["step"], p["weight"]) for p in again]
-    fit.settle(tmp_path / "b")
-    assert [path.name for path in (tmp_path / "b").iterdir()] == [fit.WEIGHTS]
     other = tiny(kind)
     fit.load_weights(other, tmp_path / "b")
     assert all(
@@ -145,13 +151,65 @@ def test_checkpoints_of_other_settings_or_damaged_are_refused(tmp_path, monkeypa
     monkeypatch.setattr(fit, "milestones", lambda steps, looks: [10, 20])
     with pytest.raises(KeyboardInterrupt):
         trained("quar", tmp_path / "a", stop=1)
-    with pytest.raises(RecipeError, match="other settings"):
+    with pytest.raises(CheckpointError, match="clip"):
         trained("quar", tmp_path / "a", clip=3.0)
-    (tmp_path / "a" / fit.CHECKPOINT).write_bytes(b"PK\x03\x04 not much")
-    with pytest.raises(RecipeError, match="damaged"):
+    for path in (tmp_path / "a" / fit.CHECKPOINT).iterdir():
+        path.write_bytes(b"not much")
+    with pytest.raises(CheckpointError, match="damaged"):
         trained("quar", tmp_path / "a")
     with pytest.raises(RecipeError, match="no weights"):
         fit.load_weights(tiny("quar"), tmp_path / "b")
+
+
+class Spoken:
+    """A run that only speaks."""
+
+    def __init__(self):
+        self.lines, self.quiet = [], False
+        self.console = type("Console", (), {"is_terminal": False})
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def moments(seconds, total=300_000):
+    """The events of updates that end at these seconds."""
+    for step, at in enumerate(seconds, start=1):
+        yield Event("step", "", 1, step, total, 0.0, at, None, 1.0, 1e-3, None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        ([45.0], "about 156 days at this rate (45 s an update)"),  # told after the first
+        ([3.0, 3.5, 4.0, 4.5], "about 1.7 days at this rate (0.5 s an update)"),
+        ([0.5, 0.6], None),  # too early to tell
+    ],
+)
+def test_how_long_it_takes_is_said_once(seconds, told):
+    run = Spoken()
+    with Progress(run, "quar", "300 epochs", minutes=5) as progress:
+        for event in moments(seconds):
+            progress(event)
+    if told is None:
+        assert run.lines == []
+    else:
+        (line,) = run.lines
+        assert line == f"quar: 300 epochs take {told}; --minutes 5 will stop it."
+
+
+def test_short_trainings_are_not_foretold():
+    run = Spoken()
+    with Progress(run, "quar", "all", part=0.5) as progress:
+        for event in moments([0.5, 2.0, 3.0], total=100):
+            progress(event)
+    assert run.lines == ["quar: all take about 75 s at this rate (1.5 s an update)."]
+    run.lines.clear()
+    with Progress(run, "quar", "all") as progress:
+        for event in moments([0.5, 2.0, 3.0], total=30):
+            progress(event)
+    assert run.lines == []
+    assert "will stop it" not in forecast("all", 100, 1.0, minutes=60)
 
 
 # -- what is measured
@@ -192,14 +250,14 @@ def test_residual_flows_are_measured_with_exact_determinants():
 
 
 def test_all_models_have_as_many_parameters():
-    counts = [eight.parameters(model.make()) for model in eight.MODELS.values()]
+    counts = [existing_weights(model.make()) for model in eight.MODELS.values()]
     assert max(counts) < 1.1 * min(counts)
     # Masked weights never get a gradient, all others can.
     flow = Autoregressive(2, transforms=2, hidden_features=(8, 8))
     for p in flow.parameters():
         nn.init.normal_(p)
     (-flow().log_prob(torch.randn(50, 2)).mean()).backward()
-    assert eight.parameters(flow) == sum(int((p.grad != 0).sum()) for p in flow.parameters())
+    assert existing_weights(flow) == sum(int((p.grad != 0).sum()) for p in flow.parameters())
 
 
 def test_races_compare_at_what_both_reach():
@@ -319,7 +377,7 @@ def test_figures_3_to_6(small, tmp_path):
         assert (three / f"{name}.png").stat().st_size > 10_000
         assert (three / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
-    assert not list(three.rglob(fit.CHECKPOINT))
+    assert not list(three.rglob(fit.CHECKPOINT)) + list(three.rglob(fit.MARKS))
     before = (three / "parts" / "quar-0.json").read_text()
     result = paper("figure3", "--steps", 3, "--seeds", 2, "--models", "residual,quar", "-o", three)
     assert result.exit_code == 0, (result.output, result.exception)
@@ -327,7 +385,9 @@ def test_figures_3_to_6(small, tmp_path):
     assert len(read_json(three / "figure3.json")["numbers"]["models"]["quar"]["seeds"]) == 2
 
     assert "steps was 3 and is 4" in refused("figure3", "--steps", 4, "-o", three)
-    assert "knows" in refused("figure3", "--models", "quar,glow", "-o", tmp_path / "no")
+    assert "models must be one of autoregressive," in refused(
+        "figure3", "--models", "quar,glow", "-o", tmp_path / "no"
+    )
     assert "one of them" in refused("figure3", "--steps", 4, "--full", "-o", tmp_path / "no")
 
     result = paper("figure5", "--from", three, "-o", tmp_path / "five")
@@ -384,3 +444,37 @@ def test_json_is_strict(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RecipeError, match="damaged"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_recipe_with_what_is_done(number, code, tmp_path):
+    command = "from quarflow.cli import main; main()"
+    arguments = ["paper", "figure2", "--steps", "1000000", "-o", str(tmp_path / "two")]
+    recipe = subprocess.Popen(
+        [sys.executable, "-c", command, *arguments], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert "at this rate" in recipe.stderr.readline()
+        recipe.send_signal(number)
+        told = recipe.communicate(timeout=60)[1]
+    finally:
+        recipe.kill()
+    assert recipe.returncode == code, told
+    assert "the same command goes on" in told
+    assert "Traceback" not in told
+    part = tmp_path / "two" / "parts" / "trick-0"
+    assert has_checkpoint(part / fit.CHECKPOINT)
+    assert not part.with_suffix(".json").exists()
+
+
+def test_writing_numbers_needs_no_pictures():
+    code = "import sys, quarflow.experiments.paper.run; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_adamax_has_no_weight_decay():
+    with pytest.raises(ValueError, match="set one of the two"):
+        TrainingSettings(optimizer="adamax", weight_decay=0.1)
+    with pytest.raises(ValueError, match="keep must be 'best' or 'last', got 'first'"):
+        TrainingSettings(keep="first")

@@ -103,7 +103,7 @@ class TestPage:
         assert "<details>" in page
 
     def test_context_and_student_base(self, rows, tmp_path):
-        model = fitted(rows[:, :2], context=rows[:, 4:6], base="student-t")
+        model = fitted(rows[:, :2], context=rows[:, 4:6], base="student-t", start="none")
         write_report(model, tmp_path / "r.html", rows[:, :2], rows[:, 4:6])
         page = (tmp_path / "r.html").read_text(encoding="utf-8")
         assert "given 2 context columns" in page

@@ -1,17 +1,24 @@
 """A model folder is data: damaged and hostile ones are refused, and nothing in them is run."""
 
+import ctypes
+import errno
 import json
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from quarflow import QuARDensity
+from quarflow import exchange as swapping
 from quarflow import store as store_module
 from quarflow.store import CONFIG, LOG, METRICS, WEIGHTS, StoreError, is_model, load_model
 
@@ -27,6 +34,7 @@ def original(tmp_path_factory):
         hidden_features=(6,),
         max_epochs=1,
         random_state=0,
+        start="none",
         bounds={"x1": (-50, None)},
     ).fit(X, context=rng.normal(size=(60, 1)))
     folder = tmp_path_factory.mktemp("store") / "model"
@@ -224,7 +232,7 @@ def test_many_columns_and_a_narrow_layer_are_refused_before_they_are_built(
 
 def test_least_numbers_is_no_more_than_there_are(original):
     arguments = load_model(original[1]).config.flow.arguments
-    numbers = sum(p.numel() for p in original[0].flow_.parameters())
+    numbers = sum(t.numel() for t in original[0].flow_.state_dict().values())
 
     assert 0.7 * numbers < arguments.least_numbers() <= numbers
 
@@ -308,10 +316,8 @@ def test_saving_replaces_a_model_as_a_whole(original, folder):
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("stop", [OSError, KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("where", ["save_file", "_dump", "_swap", "first rename", "second rename"])
-def test_interrupted_saving_leaves_the_old_model_whole(original, folder, where, stop, monkeypatch):
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+def fail_at(monkeypatch, where, stop):
+    """Let saving stop at a function, or at one of the renames where nothing can be exchanged."""
     rename, calls = os.rename, []
 
     def fail(*_, **__):
@@ -323,16 +329,80 @@ def test_interrupted_saving_leaves_the_old_model_whole(original, folder, where, 
             fail()
         rename(*arguments)
 
+    if "rename" in where:
+        monkeypatch.setattr(swapping, "_swap", lambda *_: False)
+        monkeypatch.setattr(os, "rename", fail_on_rename)
+    elif where in ("_swap", "_sync"):
+        monkeypatch.setattr(swapping, where, fail)
+    else:
+        monkeypatch.setattr(store_module, where, fail)
+
+
+@pytest.mark.parametrize("stop", [OSError, KeyboardInterrupt, MemoryError, SafetensorError])
+@pytest.mark.parametrize(
+    "where", ["save_file", "_dump", "_sync", "_swap", "first rename", "second rename"]
+)
+def test_interrupted_saving_leaves_the_old_model_whole(original, folder, where, stop, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with monkeypatch.context() as patch:
-        if "rename" in where:
-            patch.setattr(store_module.os, "rename", fail_on_rename)
-        else:
-            patch.setattr(store_module, where, fail)
-        with pytest.raises(stop):
+        fail_at(patch, where, stop)
+        with pytest.raises(OSError if stop is SafetensorError else stop):
             original[0].save(folder)
 
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == ["model"]  # and no litter
+    QuARDensity.load(folder)
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_killed_save_leaves_one_of_the_two_models(original, folder, exchanged, tmp_path):
+    """Killed at each of the system's renames in turn: what is loaded then is a whole model."""
+    density = original[0]
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from quarflow import QuARDensity, exchange\n"
+        "target, kill = sys.argv[1], int(sys.argv[2])\n"
+        "density, calls, rename = QuARDensity.load(target), [], os.rename\n"
+        "density.metrics_['mark'] = 'new'\n"
+        "def counted(*arguments):\n"
+        "    calls.append(arguments)\n"
+        "    if len(calls) == kill: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    rename(*arguments)\n"
+        "os.rename = counted\n"
+        f"if not {exchanged}: exchange._swap = lambda *_: False\n"
+        "density.save(target)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    marks = []
+    for kill in (1, 2, 3):
+        done = subprocess.run([sys.executable, script, folder, str(kill)], timeout=60, check=False)
+        assert done.returncode == -signal.SIGKILL
+        loaded = QuARDensity.load(folder)
+        marks.append(loaded.metrics_.get("mark"))
+        assert torch.equal(next(loaded.flow_.parameters()), next(density.flow_.parameters()))
+        density.save(folder)
+    # one move: the new model is there; two: the old one until the second has been begun
+    assert marks == (["new"] * 3 if exchanged else [None, "new", "new"])
+
+
+def test_where_folders_cannot_be_exchanged_they_are_renamed(original, folder, monkeypatch):
+    class Refusing:
+        def __init__(self, code):
+            self.code = code
+
+        def renameat2(self, *_):
+            ctypes.set_errno(self.code)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Refusing(errno.EINVAL))
+    original[0].save(folder)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())  # an old C library
+    original[0].save(folder)
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Refusing(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        original[0].save(folder)
     QuARDensity.load(folder)
 
 

@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 
 from quarflow.cli import app
 from quarflow.data import load_set
+from quarflow.experiments.paper import budget, image_settings, measure
+from quarflow.experiments.paper import table1 as one
+from quarflow.experiments.paper import table2 as two
+from quarflow.experiments.paper.image_settings import recipe_for
+from quarflow.experiments.paper.run import RecipeError
+from quarflow.experiments.timing import in_turn
 from quarflow.image_fitting import ImageModel, make_flow, parameter_counts
-from quarflow.paper import image_settings, measure
-from quarflow.paper import table1 as one
-from quarflow.paper import table2 as two
-from quarflow.paper.image_settings import recipe_for
-from quarflow.paper.run import RecipeError
 from quarflow.report.image_grid import grid_array
 
 TINY = {"scales": 2, "blocks": 1, "hidden_channels": 4}
@@ -87,6 +88,59 @@ def test_table1_goes_on_after_an_interruption(tiny, tmp_path, monkeypatch):
     assert seen["resume"]
 
 
+class Spoken:
+    """A run that only speaks."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_a_limit_leaves_fewer_and_says_so():
+    run, limit = Spoken(), budget.Limit(None)
+    assert limit.count(run, "images", 10**6, 1e3) == 10**6
+    limit = budget.Limit(1)
+    assert limit.count(run, "images", 50, 1.0) == 50
+    assert run.lines == []
+    assert limit.count(run, "images", 500, 1.0) == 59
+    assert "images: 59 of 500, since all would take about 8.3 minutes" in run.lines[0]
+    assert "--minutes 1 leaves 60 s" in run.lines[0]
+    limit.used(45.0)  # in an earlier run
+    assert limit.count(run, "images", 500, 1.0, part=0.5) == 7
+    limit.begun -= 3600
+    assert limit.left() == 0
+    assert limit.count(run, "images", 500, 1.0, least=2) == 2
+    assert run.lines[-1] == "images: 2 of 500, since --minutes 1 are used up"
+
+
+def test_the_plan_of_a_training_is_kept(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "seconds_per_image", lambda *_: 0.5)
+    images, flow = load_set("digits", "train"), None
+    path = tmp_path / "plan.json"
+    plan = budget.plan_for(Spoken(), budget.Limit(1), flow, images, 1000, path)
+    assert round(plan.validation_fraction * len(images)) == 5  # 3 s of 60
+    assert plan.first == 5
+    assert plan.minutes == pytest.approx((60 - 12 - 2.5) / 60, abs=0.01)
+    monkeypatch.setattr(budget, "seconds_per_image", lambda *_: 5.0)
+    again = budget.plan_for(Spoken(), budget.Limit(1), flow, images, 1000, path)
+    assert again == plan
+    assert (
+        budget.plan_for(Spoken(), budget.Limit(None), None, images, 9, tmp_path) == budget.Plan()
+    )
+
+
+def test_table1_keeps_to_its_minutes(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "SWEEPS", 10**6)  # samples cost more than there is
+    monkeypatch.setattr(one, "SWEEPS", 10**6)
+    found = run(tmp_path / "t", models=("quar",), minutes=0.05, epochs=None)["models"]["quar"]
+    assert 2 <= found["test_images"] <= 40
+    assert found["samples"] == 0
+    assert found["settings"]["minutes"] < 0.05
+    assert found["steps"] >= 1
+
+
 def test_the_papers_setting_is_the_papers():
     cifar, mnist = (recipe_for(name, "quar", "paper") for name in ("cifar10", "mnist"))
     assert cifar.arguments["hidden_channels"] == 528
@@ -127,9 +181,9 @@ def test_table1_refuses_on_the_command_line(tmp_path):
         assert result.exit_code == 2
         return result.output
 
-    assert "--dataset is digits" in told("--dataset", "imagenet")
-    assert "--setting is paper or best" in told("--setting", "worst")
-    assert "--model knows quar, residual" in told("--model", "glow")
+    assert "dataset must be one of digits, mnist, cifar10" in told("--dataset", "imagenet")
+    assert "setting must be one of paper, best" in told("--setting", "worst")
+    assert "model must be one of quar, residual, not 'glow'" in told("--model", "glow")
     output = told("--dataset", "mnist", "--data", str(tmp_path), "-o", str(tmp_path / "t"))
     assert "does not hold mnist" in output
     assert not (tmp_path / "t").exists()
@@ -166,7 +220,7 @@ def test_table2_measures_every_column(tmp_path, monkeypatch):
 def test_columns_take_turns():
     order = []
     works = {name: (lambda name=name: order.append(name)) for name in "AB"}
-    seconds = measure.interleaved(works, 2)
+    seconds = in_turn(works, 2)
     assert "".join(order) == "AB" * 3
     assert [len(s) for s in seconds.values()] == [2, 2]
 

@@ -262,7 +262,7 @@ def test_text_columns_are_named_with_a_way_out(tmp_path):
         "column 'kind' holds 'g' in row 1, which is not a number (nor does 'site' hold numbers)"
         in message
     )
-    assert "--columns (columns= in Python), such as --columns a,b" in message
+    assert "--columns (columns= of quarflow.data.read_table), such as --columns a,b" in message
     assert read_table(path, ["a", "b"]).values.shape == (2, 2)
     assert "column 'kind' holds 'g' in row 1" in refused(path, ["a", "kind"])
 

@@ -18,11 +18,17 @@ from torch.distributions import Independent, Normal
 
 from quarflow.training import (
     CheckpointError,
+    LockedError,
     Plan,
+    StopSignals,
     TrainingError,
     TrainingProgress,
     TrainingSettings,
+    checkpoint,
+    events,
     has_checkpoint,
+    keeper,
+    loop,
     remove_checkpoint,
     train,
 )
@@ -96,7 +102,9 @@ def fit(flow=None, rows=None, **given):
 
 
 def without_times(history):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+    return [
+        {k: v for k, v in record.items() if k != "seconds" and v is not None} for record in history
+    ]
 
 
 def assert_same(a, b):
@@ -256,12 +264,87 @@ def test_a_cut_goes_back_to_the_best_weights():
 
 
 def test_minutes_are_kept():
+    fit(max_epochs=1)  # what is imported at the first fit of a process counts as well
     begun = time.perf_counter()
     _, result = fit(max_epochs=10**6, minutes=1 / 60, patience=0)
     assert time.perf_counter() - begun < 3
     assert 0.7 < result.seconds < 1.3
     assert result.stopped == "Used up its time budget (minutes=0.0167)."
     assert result.history[-1]["learning_rate"] < 2e-3  # the cosine went by the clock
+
+
+class Clock:
+    """Time that only passes where a test says so."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Timed(Noisy):
+    """Rows whose batches take time: 2 s each, or what is given by the number of rows."""
+
+    def __init__(self, clock, n=400, seed=0, seconds=2.0):
+        super().__init__(n, seed)
+        self.clock, self.seconds = clock, seconds
+
+    def batch(self, index, generator):
+        self.clock.now += self.seconds
+        return super().batch(index, generator)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    found = Clock()
+    for module in (loop, keeper, events):
+        monkeypatch.setattr(module, "time", found)
+    return found
+
+
+def timed(clock, setting_up=0.0, step=2.0, validation=2.0, later=None, **changes):
+    class Slow(Toy):
+        def initialize(self, x, c=None):
+            clock.now += setting_up
+
+    flow = Slow()
+    rows, valid = Timed(clock, seconds=step), Timed(clock, 1600, seed=1, seconds=validation)
+
+    def watch(event):
+        if later and event.kind == "evaluation":
+            valid.seconds = later
+
+    chosen = settings(max_epochs=100, patience=0, **changes)  # 1,600 rows: 10 batches
+    result = train(flow, rows, valid, chosen, device="cpu", on_event=watch)
+    return result, clock.now
+
+
+def test_minutes_are_kept_by_slow_steps_and_evaluations(clock):
+    """Setting up counts; no step and no evaluation is begun for which there is no time."""
+    result, seconds = timed(clock, setting_up=30.0, minutes=2.0)
+    # 2 + 30 for the start, 40 for 20 steps, 20 for an evaluation, 6 for 3 steps, 20 again
+    assert [record["step"] for record in result.history] == [20, 23]
+    assert seconds == 118.0
+
+    clock.now = 0.0  # there is never time for one evaluation: as much of it as there is
+    result, seconds = timed(clock, validation=10.0, minutes=1.0)
+    assert [record["step"] for record in result.history] == [20]
+    assert seconds == 62.0
+    assert result.stopped == (
+        "Used up its time budget (minutes=1). There was time to validate 320 of 1,600 rows only."
+    )
+
+    clock.now = 0.0  # the second took longer than expected: not compared with the first
+    result, seconds = timed(clock, minutes=1.5, later=6.0)
+    assert [record["step"] for record in result.history] == [20]
+    assert seconds == 92.0
+    assert result.stopped.endswith("There was no time for the last evaluation.")
+
+    clock.now = 0.0
+    result, seconds = timed(clock, step=100.0, minutes=1.0)  # one batch is longer than it all
+    assert result.steps == 0
+    assert seconds == 202.0
+    assert math.isfinite(result.best)
 
 
 # -- resuming
@@ -305,6 +388,44 @@ def test_resumes_exactly_through_cuts_and_recoveries(tmp_path):
     assert resumed[1].recoveries == whole[1].recoveries
 
 
+def test_the_start_is_the_first_candidate():
+    flow = fit()[0]
+    before = copy.deepcopy(flow.state_dict())
+    worse = {"learning_rate": 1.0, "max_epochs": 2, "evaluate_start": True}
+    told = []
+    flow, result = fit(flow, on_event=told.append, **worse)
+    first = result.history[0]
+    assert (first["step"], first["epoch"], first["train_nats"]) == (0, 0, None)
+    assert [record["step"] for record in result.history] == [0, 20]
+    assert (result.best, result.best_step) == (first["valid_nats"], 0)
+    assert [event.record for event in told if event.kind == "evaluation"] == result.history
+    for name in ("net.0.weight", "net.2.bias"):
+        assert torch.equal(flow.state_dict()[name], before[name])
+    assert [record["step"] for record in fit(max_epochs=2)[1].history] == [20]
+
+
+def test_a_start_that_is_not_finite_is_no_candidate():
+    valid = Noisy(100, seed=1, spoil={1})
+    chosen = settings(max_epochs=2, evaluate_start=True)
+    result = train(toy(), Noisy(), valid, chosen, device="cpu")
+    assert [record["step"] for record in result.history] == [20]
+    assert result.recoveries == []
+
+
+@pytest.mark.parametrize("at", [20, 60])
+def test_resumes_exactly_from_an_evaluated_start(tmp_path, at):
+    def stop(event):
+        if event.kind == "evaluation" and event.step == at:
+            raise Stop
+
+    whole = fit(evaluate_start=True)
+    with pytest.raises(Stop):
+        fit(checkpoint=tmp_path / "ck", on_event=stop, evaluate_start=True)
+    resumed = fit(checkpoint=tmp_path / "ck", resume=True, evaluate_start=True)
+    assert resumed[1].resumed_at == at
+    assert_same(whole, resumed)
+
+
 def test_a_finished_run_resumes_to_its_result(tmp_path, uninterrupted):
     fit(checkpoint=tmp_path / "ck")
     rows = Noisy()
@@ -329,6 +450,78 @@ def _raise_at_start(event):
     raise Stop
 
 
+def test_a_full_disk_at_a_checkpoint(tmp_path, uninterrupted, monkeypatch):
+    """It is said once, training goes on, and the checkpoint before can be resumed from."""
+    from safetensors import SafetensorError
+    from safetensors import torch as files
+
+    save, calls, told = files.save_file, [], []
+
+    def full(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) in (3, 4):
+            Path(path).write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        if len(calls) in (6, 7):
+            raise OSError(28, "No space left on device")
+        save(tensors, path, metadata)
+        if len(calls) == 5:
+            kept.append((folder / FILE).read_bytes())
+
+    folder, kept = tmp_path / "ck", []
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full)
+        with pytest.raises(Stop):
+            fit(checkpoint=folder, on_event=lambda e: told.append(e) or _stop_at(80)(e))
+    assert [e.step for e in told if e.kind == "checkpoint"] == [20, 40]
+    assert [e.message for e in told if e.kind == "unsaved"] == [
+        f"The checkpoint of step 60 could not be written to {folder} (I/O error: No space left on "
+        "device (os error 28)): training goes on, with that of step 40 to resume from."
+    ]
+    assert {path.name for path in folder.iterdir()} == {FILE}
+    resumed = fit(checkpoint=folder, resume=True)
+    assert resumed[1].resumed_at == 40
+    assert_same(uninterrupted, resumed)
+
+    calls[:] = [None] * 5
+    told.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full)
+        _, result = fit(checkpoint=tmp_path / "other", on_event=told.append)
+    assert_same(uninterrupted, (uninterrupted[0], result))
+    assert [e.step for e in told if e.kind == "unsaved"] == [20]
+    assert "with none so far to resume from" in next(e.message for e in told if e.message)
+
+
+def _stop_at(step):
+    def stop(event):
+        if event.kind == "evaluation" and event.step == step:
+            raise Stop
+
+    return stop
+
+
+def test_two_runs_never_share_a_checkpoint(tmp_path):
+    folder = tmp_path / "deep" / "ck"
+
+    def second(event):
+        if event.step == 40 and event.kind == "evaluation":
+            with pytest.raises(LockedError, match=f"Another fit is writing to {folder}: wait"):
+                fit(checkpoint=folder, resume=True)
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(checkpoint=folder, on_event=second)
+    assert fit(checkpoint=folder, resume=True)[1].resumed_at == 40
+
+    def fail(event):
+        raise Stop
+
+    with pytest.raises(Stop):
+        fit(checkpoint=tmp_path / "a" / "b", on_event=fail)
+    assert not (tmp_path / "a").exists()  # nothing is left where nothing was written
+
+
 def test_half_written_checkpoint_is_ignored(tmp_path, uninterrupted):
     folder = tmp_path / "ck"
     with pytest.raises(Stop):
@@ -349,11 +542,11 @@ def test_wrong_checkpoints_are_refused(tmp_path):
     fit(checkpoint=folder, max_epochs=2)
     given = {"checkpoint": folder, "resume": True, "max_epochs": 2}
 
-    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.02 and is 0\.5.*same settin"):
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.02 and is 0\.5\. .*same arg"):
         fit(learning_rate=0.5, **given)
-    with pytest.raises(CheckpointError, match=r"other training data \(400 rows then, 399 now\)"):
+    with pytest.raises(CheckpointError, match=r"count of the training rows was 400 and is 399"):
         fit(rows=Noisy(399), **given)
-    with pytest.raises(CheckpointError, match=r"other training data\. Resume with the same data"):
+    with pytest.raises(CheckpointError, match=r"values of the training rows has other values\."):
         fit(rows=Noisy(400, seed=7), **given)
     with pytest.raises(CheckpointError, match=r"of shape \(8, 1\), this flow of \(9, 1\)"):
         fit(Toy(hidden=9), **given)
@@ -371,19 +564,36 @@ def test_wrong_checkpoints_are_refused(tmp_path):
     _rewrite(folder, whole, lambda head: head["counters"].update(step="many"))
     with pytest.raises(CheckpointError, match="is damaged"):
         fit(**given)
-    _rewrite(folder, whole, lambda head: head.update(version=99))
-    with pytest.raises(CheckpointError, match="has version 99, this quarflow reads version 1"):
-        fit(**given)
+    for version in (1, 99):
+        _rewrite(folder, whole, lambda _: None, version=version)
+        with pytest.raises(
+            CheckpointError, match=f"has version {version}, this quarflow reads ver"
+        ):
+            fit(**given)
 
 
-def _rewrite(folder, whole, change):
-    """Change the JSON inside the safetensors header."""
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
+    folder = tmp_path / "ck"
+    fit(checkpoint=folder, max_epochs=2)
+    whole = (folder / FILE).read_bytes()
+    head = 8 + int.from_bytes(whole[:8], "little")
+    for at in [*range(10, head, 97), *range(head, len(whole), 397)]:
+        (folder / FILE).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CheckpointError):
+            fit(checkpoint=folder, resume=True, max_epochs=2)
+
+
+def _rewrite(folder, whole, change, **metadata):
+    """Change the JSON inside the safetensors header, as a hand that knows the digest would."""
     from safetensors.torch import load, save_file
 
     length = int.from_bytes(whole[:8], "little")
-    head = json.loads(json.loads(whole[8 : 8 + length])["__metadata__"]["quarflow"])
+    found = json.loads(json.loads(whole[8 : 8 + length])["__metadata__"]["quarflow"])
+    head, tensors = json.loads(found["head"]), load(whole)
     change(head)
-    save_file(load(whole), folder / FILE, metadata={"quarflow": json.dumps(head)})
+    text = json.dumps(head)
+    found |= {"head": text, "digest": checkpoint._digest(text, tensors), **metadata}
+    save_file(tensors, folder / FILE, metadata={"quarflow": json.dumps(found)})
 
 
 # -- values that are not finite
@@ -521,7 +731,9 @@ def test_a_signal_stops_cleanly_and_the_run_goes_on_exactly(tmp_path, uninterrup
             signal.raise_signal(number)
 
     # the same process receives it: handlers are those of train, in the main thread
-    _, result = fit(rows=Noisy(act=act), checkpoint=tmp_path / "ck")
+    with StopSignals(deliver=False) as signals:
+        _, result = fit(rows=Noisy(act=act), checkpoint=tmp_path / "ck")
+    assert signals.received == number.name
     assert result.interrupted
     assert signal.getsignal(number) is before
     assert result.stopped.startswith(f"Interrupted by {number.name} at step 73")
@@ -542,14 +754,58 @@ def test_ctrl_c_from_outside_and_a_second_one_raises(tmp_path):
         "    if event.kind == 'start':\n"
         "        kill = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "        threading.Timer(0.3, kill).start()\n"
-        "result = fit(rows=Slow(), max_epochs=1000, patience=0, on_event=press)[1]\n"
+        "with StopSignals(deliver=False):\n"
+        "    result = fit(rows=Slow(), max_epochs=1000, patience=0, on_event=press)[1]\n"
         "print(result.interrupted, result.steps > 5, len(result.history) > 0)\n"
         "def twice(call):\n"
         "    if call == 30: [signal.raise_signal(signal.SIGINT) for _ in range(2)]\n"
-        "try: fit(rows=Noisy(act=twice))\n"
-        "except KeyboardInterrupt: print('raised')\n",
+        "told = []\n"
+        "try: fit(rows=Noisy(act=twice), on_event=lambda event: told.append(event.kind))\n"
+        "except KeyboardInterrupt: print('raised', 'interrupt' not in told)\n",
     )
-    assert done.stdout.split() == ["True", "True", "True", "raised"], done.stderr
+    assert done.stdout.split() == ["True", "True", "True", "raised", "True"], done.stderr
+
+
+def test_a_signal_goes_on_to_where_it_would_have_gone(tmp_path):
+    """Once the best weights are kept: KeyboardInterrupt, the end of the process, own handlers."""
+
+    def press(*numbers):
+        return Noisy(act=lambda call: call == 75 and [signal.raise_signal(n) for n in numbers])
+
+    flow, told = toy(), []
+    with pytest.raises(KeyboardInterrupt):
+        fit(flow, rows=press(signal.SIGINT), checkpoint=tmp_path / "ck", on_event=told.append)
+    assert told[-1].kind == "end"
+    x, _ = Noisy(100, seed=1).batch(torch.arange(100), seeded(0, "validation", 0))
+    assert -flow().log_prob(x).mean().item() == pytest.approx(told[-1].best, abs=1e-5)
+    assert has_checkpoint(tmp_path / "ck")
+
+    seen = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        _, result = fit(rows=press(signal.SIGTERM))
+        assert result.interrupted
+        assert seen == [signal.SIGTERM]
+        _, result = fit(rows=press(signal.SIGTERM, signal.SIGTERM))
+        assert result.interrupted
+        assert seen == [signal.SIGTERM] * 3  # the second at once, the first in the end
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _, result = fit(rows=press(signal.SIGTERM))
+        assert not result.interrupted
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+    done = run_script(
+        tmp_path,
+        "def act(call):\n"
+        "    if call == 75: signal.raise_signal(signal.SIGTERM)\n"
+        "fit(rows=Noisy(act=act), checkpoint=sys.argv[1] + '/own')\n"
+        "print('went on')\n",
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.stdout == ""
+    resumed = fit(checkpoint=tmp_path / "own", resume=True)
+    assert resumed[1].resumed_at == 73
 
 
 def test_two_processes_share_the_batches(tmp_path, uninterrupted):

@@ -72,6 +72,21 @@ def test_round_trip(case):
 
 
 @every
+def test_second_derivatives_of_the_inverse(case):
+    """Also those of its ladj; see test_flows.py for those to parameters."""
+    transform = case.build()
+    with torch.no_grad():
+        z = transform(case.points(transform, 2))
+    z.requires_grad_()
+
+    def inverse(z):
+        x, ladj = transform.inv.call_and_ladj(z)
+        return (transform.inv(z) ** 2).sum(), (x.sin() + z * z).sum() + ladj.exp().sum()
+
+    assert torch.autograd.gradgradcheck(inverse, z, fast_mode=True, atol=1e-4, rtol=1e-3)
+
+
+@every
 def test_inverse_of_inverse_is_itself(case):
     transform = case.build()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Defaults", "choose_defaults"]
+__all__ = ["Defaults", "choose_defaults", "has_few_rows"]
+
+FEW_ROWS = 10  # for each column
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,16 @@ class Defaults:
     weight_decay: float
 
 
+def has_few_rows(rows: int, features: int) -> bool:
+    """Whether rows are so few beside the columns that little can be learnt but a Gaussian.
+
+    Example:
+        >>> has_few_rows(1350, 1000), has_few_rows(1350, 10)
+        (True, False)
+    """
+    return rows < FEW_ROWS * features
+
+
 def choose_defaults(rows: int, features: int, context: int = 0) -> Defaults:
     """Defaults for a table of so many training rows, features and context variables.
 
@@ -42,7 +54,9 @@ def choose_defaults(rows: int, features: int, context: int = 0) -> Defaults:
     small, tiny = rows < 4000, rows < 1000
     width = 64 if small else 128 if rows < 200_000 else 192
     # From 64 features on, at least 2 units per dimension, so that each has a nonlinear diagonal.
-    width = max(width, 2 * features)
+    # A table with few rows for each column gets one unit, and half of the steps.
+    few = has_few_rows(rows, features)
+    width = max(width, features if few else 2 * features)
     batch = min(
         max(2 ** max((rows // 40).bit_length() - 1, 0), 16), 256 if rows < 100_000 else 512
     )
@@ -51,12 +65,12 @@ def choose_defaults(rows: int, features: int, context: int = 0) -> Defaults:
     epochs = max(1, round(updates * batch / rows))
 
     return Defaults(
-        transforms=4 if tiny else 6 if small else 8,
+        transforms=2 if few else 4 if tiny else 6 if small else 8,
         hidden_features=(width, width),
         batch_size=batch,
         learning_rate=5e-3,
         max_epochs=epochs,
-        patience=10,
+        patience=5 if few else 10,
         ema=0.99 if small else 0.998,
-        weight_decay=1.0 if tiny else 0.3,
+        weight_decay=3.0 if few else 1.0 if tiny else 0.3,
     )

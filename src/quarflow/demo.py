@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from quarflow.files import write_json
 
 MARK = ".quarflow-demo"  # says that a folder was written by us and may be written again
 TEST_SHARE = 0.2
@@ -42,7 +43,6 @@ def run_demo(
     folder = _folder(Path(output))
     from quarflow.data.demo import load_magic
     from quarflow.report import write_report
-    from quarflow.report.style import write_whole
 
     start = time.perf_counter()
     magic = load_magic()
@@ -78,8 +78,7 @@ def run_demo(
     )
     figures["seconds"] = time.perf_counter() - start
     figures["data"] = magic.citation
-    text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "figures.json", text.encode("utf-8"))
+    write_json(folder / "figures.json", figures, indent=2)
     for line in summary(figures, folder):
         say(line)
     return figures

@@ -3,26 +3,44 @@ r"""The scikit-learn estimator: a table in, an exact density out."""
 from __future__ import annotations
 
 import os
+import time
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
 from quarflow.allocator import keep_freed_memory
+from quarflow.data.column_notices import dependence, far_away
 from quarflow.data.columns import Columns
+from quarflow.data.values import is_frame, read_values
 from quarflow.defaults import Defaults, choose_defaults
-from quarflow.fitting import TableRows, build_flow, build_settings, data_units, plain
+from quarflow.fitting import (
+    TableRows,
+    build_flow,
+    build_settings,
+    data_units,
+    identity,
+    plain,
+)
 from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
-from quarflow.frames import check_finite, check_numeric, context_for, read_context
+from quarflow.frames import check_finite, context_for, read_context, warn_of_new_values
+from quarflow.solvers import InversionError, listed
 from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
+from quarflow.transforms.trust import Amplification
+
+if TYPE_CHECKING:
+    from quarflow.training import TrainingResult
 
 __all__ = ["QuARDensity"]
 
@@ -45,11 +63,16 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         Number of residual steps, and widths of their hidden layers.
     norm, order, activation, sigma, mix, base
         See :class:`quarflow.QuAR`.
+    start
+        ``"auto"`` starts from the best Gaussian in closed form where that pays, and falls back
+        to it where the validation rows are described no better after training; ``"none"``
+        does neither.
     bounds
         ``{column: (lower, upper)}``, None for an open side; columns are named, or x0, x1, ...
     discrete
-        Columns that get noise of the width of a step while training: ``"auto"`` detects
-        integer-valued and heavily tied ones, ``"none"``, or a list of columns.
+        Columns that get noise of the width of a step while training, and whose score is a
+        probability: ``"auto"`` detects integer-valued and heavily tied ones, ``"none"``, or a
+        list of columns.
     tails
         ``"auto"`` tames heavy-tailed columns by an asinh before the flow, ``"none"`` does not.
     batch_size, learning_rate, max_epochs, patience, ema, clip, weight_decay
@@ -65,7 +88,8 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     verbose
         Whether to show progress.
     checkpoint, resume
-        Folder for checkpoints while fitting, and whether to go on from the one found there.
+        Folder for checkpoints while fitting, and whether to go on from the one found there, to
+        the same result; one of other arguments or other rows is refused.
 
     Attributes
     ----------
@@ -104,6 +128,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         sigma: float = 0.97,
         mix: str = "none",
         base: str = "normal",
+        start: Literal["auto", "none"] = "auto",
         bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
         discrete: Literal["auto", "none"] | Sequence[str] = "auto",
         tails: Literal["auto", "none"] = "auto",
@@ -130,6 +155,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         self.sigma = sigma
         self.mix = mix
         self.base = base
+        self.start = start
         self.bounds = bounds
         self.discrete = discrete
         self.tails = tails
@@ -156,32 +182,31 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X
-            Rows to model, shape (n, D): an array or a pandas or polars frame.
+            Rows to model, shape (n, D): an array, a tensor, or a pandas or polars frame, of
+            numbers in any type (whole, boolean, Decimal, nullable, objects).
         y
             Ignored.
         context
-            Conditioning variables of the same rows, shape (n, C), or None.
+            Conditioning variables of the same rows, shape (n, C), or None. Nothing depends on
+            one that is constant.
 
         Raises
         ------
         ValueError
             For data that cannot be fitted or an argument out of its range; it names the
             column, the row or the argument.
+        KeyboardInterrupt
+            After Ctrl-C, when the best so far has become this density: who catches it can use
+            it. SIGTERM ends the process at the same point; handlers of one's own are called.
         """
-        from quarflow.training import TrainingProgress, train
+        from quarflow.starting import fall_back, find_start, start_from, what_happened
+        from quarflow.training import StopSignals, TrainingProgress, train
+
+        begun = time.perf_counter()
 
         rows = self._check_rows(X, reset=True)
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
-        if len(rows) < LEAST_ROWS:
-            raise ValueError(
-                f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
-                f"{'is' if len(rows) == 1 else 'are'} {len(rows)} sample{'s' * (len(rows) > 1)}."
-            )
-        if not 0 < self.validation_fraction <= 0.5:
-            raise ValueError(
-                "validation_fraction must be above 0 and at most 0.5, not "
-                f"{self.validation_fraction}."
-            )
+        self._check_arguments(len(rows))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
 
         columns = Columns.fit(
@@ -190,58 +215,89 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         context_columns = (
             None
             if given is None
-            else Columns.fit(given, context_names, discrete="none", tails=self.tails)
-        )
-
-        valid_rows = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
-        order = np.random.default_rng(seed).permutation(len(rows))
-        valid, kept = order[:valid_rows], order[valid_rows:]
-        width = 0 if given is None else given.shape[1]
-        chosen = self._chosen(choose_defaults(len(kept), rows.shape[1], width))
-        flow = build_flow(chosen, rows.shape[1], width, seed)
-        settings = build_settings(chosen, seed)
-        model = data_units(flow, columns, context_columns)
-
-        with TrainingProgress(verbose=bool(self.verbose)) as progress:
-            result = train(
-                model,
-                TableRows(rows, given, columns, kept),
-                TableRows(rows, given, columns, valid),
-                settings,
-                device=self.device,
-                checkpoint=self.checkpoint,
-                resume=self.resume,
-                on_event=progress,
+            else Columns.fit(
+                given, context_names, discrete="none", tails=self.tails, constant=True
             )
-        self.flow_ = flow.cpu().eval()
-        self.columns_, self.context_columns_ = columns, context_columns
-        self.history_ = result.history
-        self.settings_ = {
+        )
+        notice = dependence(rows, columns.columns)
+        if notice is not None:
+            warnings.warn(notice, UserWarning, stacklevel=2)
+
+        held_out = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
+        order = np.random.default_rng(seed).permutation(len(rows))
+        train_rows = TableRows(rows, given, columns, order[held_out:], context_names)
+        valid_rows = TableRows(rows, given, columns, order[:held_out], context_names)
+        width = 0 if given is None else given.shape[1]
+        chosen = self._chosen(choose_defaults(len(train_rows), rows.shape[1], width))
+        settings = build_settings(chosen, seed)
+        start = None
+        if self.start != "none":
+            start = find_start(train_rows, valid_rows, columns, context_columns, settings)
+        chosen["start"] = "gaussian" if start is not None and start.pays else "none"
+        flow = build_flow(chosen, rows.shape[1], width, seed)
+        if start is not None and start.pays:
+            start_from(flow, start)
+
+        with StopSignals():  # passed on in the end, when all that was reached is kept
+            with TrainingProgress(verbose=bool(self.verbose)) as progress:
+                result = train(
+                    data_units(flow, columns, context_columns),
+                    train_rows,
+                    valid_rows,
+                    settings,
+                    device=self.device,
+                    checkpoint=self.checkpoint,
+                    resume=self.resume,
+                    identity=identity(chosen, flow, columns, context_columns),
+                    on_event=progress,
+                    begun=begun,
+                )
+                flow, told = fall_back(flow, start, result)
+                if told:
+                    progress.say(told)
+            self.flow_ = flow.cpu().eval()
+            self.columns_, self.context_columns_ = columns, context_columns
+            self.history_ = result.history
+            self.settings_ = self._settings(chosen, asdict(settings), result)
+            self.metrics_ = {
+                "rows": len(rows),
+                "train_rows": len(train_rows),
+                "valid_rows": len(valid_rows),
+                "columns": rows.shape[1],
+                "context": width,
+                "parameters": sum(p.numel() for p in flow.parameters()),
+                **what_happened(result, start, told),
+            }
+
+        return self
+
+    def _check_arguments(self, rows: int) -> None:
+        if rows < LEAST_ROWS:
+            raise ValueError(
+                f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
+                f"{'is' if rows == 1 else 'are'} {rows} sample{'s' * (rows > 1)}."
+            )
+        if not 0 < self.validation_fraction <= 0.5:
+            raise ValueError(
+                "validation_fraction must be above 0 and at most 0.5, not "
+                f"{self.validation_fraction}."
+            )
+        if self.start not in ("auto", "none"):
+            raise ValueError(f"start must be 'auto' or 'none', not {self.start!r}.")
+
+    def _settings(
+        self, chosen: Mapping[str, Any], training: Mapping[str, Any], result: TrainingResult
+    ) -> dict[str, Any]:
+        """Every choice that was made, in Python's own types."""
+        return {
             # random_state may be a generator; what it gave is the seed
             **{k: v for k, v in chosen.items() if k not in {*NOT_SAVED, "random_state"}},
-            **flow.arguments,
-            **asdict(settings),
+            **self.flow_.arguments,
+            **training,
             "steps_per_epoch": result.steps_per_epoch,
             "evaluate_every": result.evaluate_every,
             "device": result.device,
         }
-        self.metrics_ = {
-            "rows": len(rows),
-            "train_rows": len(kept),
-            "valid_rows": len(valid),
-            "columns": rows.shape[1],
-            "context": 0 if given is None else given.shape[1],
-            "parameters": sum(p.numel() for p in flow.parameters()),
-            "steps": result.steps,
-            "epochs": result.epochs,
-            "seconds": result.seconds,
-            "valid_nats": result.best,
-            "stopped": result.stopped,
-            "interrupted": result.interrupted,
-            "recoveries": result.recoveries,
-        }
-
-        return self
 
     def _chosen(self, auto: Defaults) -> dict[str, Any]:
         """The arguments, with what is "auto" taken from the defaults."""
@@ -259,8 +315,10 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
         """Log-density of each row, in nats and the data's own units.
 
-        Computed in float64, so that it is the same to many digits in whatever batches the rows
-        come. Rows outside the bounds of a column have minus infinity.
+        The score of a discrete column is a probability (see ``columns_.describe()``), so that
+        exp(score) is the probability of its values times the density of the others. Computed in
+        float64, so that it is the same to many digits in whatever batches the rows come. Rows
+        outside the bounds of a column, or off the values it can take, have minus infinity.
 
         Parameters
         ----------
@@ -269,7 +327,23 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         context
             Context of the rows, shape (n, C), or one row of it for all.
         """
-        return self._chunks(X, context, lambda p, x: p.log_prob(x))
+        check_is_fitted(self)
+        rows = self._check_rows(X, reset=False)
+        given = self._given_context(context, len(rows))
+        cells = self.columns_.cells()
+
+        def averaged(p: FlowDistribution, x: Tensor) -> Tensor:
+            return cells.average(x, p.log_prob)
+
+        some = cells.needed(torch.from_numpy(rows)).numpy()
+        if some.all() and len(some):
+            return self._chunks(rows, given, averaged, checked=True)
+        scores = self._chunks(rows, given, lambda p, x: p.log_prob(x), checked=True)
+        if some.any():
+            given = None if given is None else given[some]
+            scores[some] = self._chunks(rows[some], given, averaged, checked=True)
+
+        return scores
 
     def score(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> float:
         """Total log-likelihood of the rows, as in KernelDensity; divide by n for the mean."""
@@ -280,26 +354,56 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         return self._chunks(X, context, lambda p, x: p.transform(x))
 
     def inverse_transform(
-        self, Z: ArrayLike, context: ArrayLike | None = None
+        self, Z: ArrayLike, context: ArrayLike | None = None, checked: bool = False
     ) -> NDArray[np.float64]:
         """The rows that noise is mapped to; the inverse of :meth:`transform`.
+
+        Parameters
+        ----------
+        Z
+            Noise, shape (n, D).
+        context
+            Context of the rows, shape (n, C), or one row of it for all.
+        checked
+            Whether to raise where rounding of Z may move a row by more than 1e-10, in
+            standardised units and relative to their size; otherwise that is a warning.
 
         Raises
         ------
         InversionError
-            If a row did not converge.
+            If a row did not converge, is too far out to have finite numbers, or, with
+            ``checked``, is not determined well enough. The message names the rows.
         """
         check_is_fitted(self)
-        Z = np.asarray(Z, dtype=np.float64)
+        Z, _ = read_values(Z, "Z")
         if Z.ndim != 2 or Z.shape[1] != self.n_features_in_:
             raise ValueError(f"Z must have shape (n, {self.n_features_in_}), not {Z.shape}.")
+        errors: list[Amplification] = []
 
-        return self._chunks(Z, context, lambda p, z: p.transform.inv(z), checked=True)
+        def inverse(p: FlowDistribution, z: Tensor) -> Tensor:
+            x, found = p.transform.inv.with_amplification(z)
+            errors.append(found)
+            return x
+
+        x = self._chunks(Z, context, inverse, checked=True)
+        limit = errors[0].limit
+        unsure = torch.cat([e.error for e in errors]) > limit
+        if unsure.any():
+            told = (
+                f"{int(unsure.sum())} of {len(Z)} rows of Z meet so steep an inverse that "
+                f"rounding alone may move them by more than {limit:.0e}, relative to their size "
+                f"in standardised units: {listed(unsure)}."
+            )
+            if checked:
+                raise InversionError(int(unsure.sum()), len(Z), 0.0, limit, told)
+            warnings.warn(told, stacklevel=2)
+
+        return x
 
     def sample(
         self, n_samples: int = 1, random_state: Any = None, context: ArrayLike | None = None
     ) -> NDArray[np.float64]:
-        """New rows, shape (n_samples, D); discrete columns are put back on their lattice.
+        """New rows, shape (n_samples, D); discrete columns take values that they can take.
 
         Parameters
         ----------
@@ -315,11 +419,13 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             raise ValueError(f"n_samples must be at least 1, not {n_samples}.")
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
-        base = self._exact().flow.base()
-        z = base.sample((n_samples,), generator=generator).numpy()
-        x = self._chunks(z, context, lambda p, z: p.transform.inv(z), checked=True)
+        model = self._exact()
+        z = model.flow.base().sample((n_samples,), generator=generator).numpy()
+        x = self._chunks(z, context, lambda p, z: p.drawn(z), checked=True, model=model)
 
-        return self.columns_.snap(torch.from_numpy(x)).numpy()
+        rows = self.columns_.cells().settle(torch.from_numpy(x), generator)
+
+        return self.columns_.snap(rows).numpy()
 
     # Files
 
@@ -377,23 +483,36 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     # Checking and chunking
 
     def _chunks(
-        self, X: Any, context: Any, compute: Any, checked: bool = False
+        self,
+        X: Any,
+        context: Any,
+        compute: Any,
+        checked: bool = False,
+        model: DataUnits | None = None,
     ) -> NDArray[np.float64]:
         """Rows through the density in chunks; weights are bound once when there is no context."""
         check_is_fitted(self)
         rows = X if checked else self._check_rows(X, reset=False)
         given = self._given_context(context, len(rows))
-        model = self._exact()
+        model = self._exact() if model is None else model
         keep_freed_memory()
         found = []
         with torch.inference_mode():
             p: FlowDistribution | None = model() if given is None else None
             step = self._chunk_rows()
-            for start in range(0, len(rows), step):
+            for start in range(0, max(len(rows), 1), step):  # no rows are a chunk as well
                 part = slice(start, start + step)
                 if given is not None:
                     p = model(torch.from_numpy(given[part]))
-                found.append(compute(p, torch.from_numpy(rows[part])))
+                try:
+                    found.append(compute(p, torch.from_numpy(rows[part])))
+                except InversionError as error:
+                    if start == 0:
+                        raise
+                    told = f"Counted from row {start}: {error}"
+                    raise InversionError(
+                        error.failed, len(rows), error.residual, 0.0, told
+                    ) from error
 
         return torch.cat(found).numpy()
 
@@ -411,16 +530,18 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         return data_units(flow, self.columns_, self.context_columns_)
 
     def _check_rows(self, X: Any, reset: bool) -> NDArray[np.float64]:
-        check_numeric(X, "X")
-        rows = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=np.float64,
-            order="C",
-            ensure_all_finite=False,
-            ensure_min_samples=1,
-        )
+        values, names = read_values(X, "X")
+        if values.ndim != 2:
+            raise ValueError(
+                f"Expected a 2D array of rows x columns for X, got an array with dim "
+                f"{values.ndim}. Reshape your data: X.reshape(-1, 1) makes a column of it, "
+                "X.reshape(1, -1) a row, X.reshape(len(X), -1) a row of each entry."
+            )
+        framed = is_frame(X) and names is not None
+        if framed:  # scikit-learn compares the names; the values have been read
+            validate_data(self, X, reset=reset, skip_check_array=True)
+        check = check_array if framed else partial(validate_data, self, reset=reset)
+        rows = check(values, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=reset)
         check_finite(rows, self._names())
 
         return np.require(rows, requirements=["C", "W"])  # tensors cannot share read-only memory
@@ -434,7 +555,13 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         if context is None:
             raise ValueError(f"This density needs context: columns {', '.join(wanted)}.")
 
-        return context_for(context, wanted, rows)
+        values = context_for(context, wanted, rows)
+        warn_of_new_values(values, self.context_columns_)
+        notice = far_away(values, self.context_columns_.columns)
+        if notice is not None:
+            warnings.warn(notice, UserWarning, stacklevel=4)
+
+        return values
 
     def _names(self) -> list[str]:
         named = getattr(self, "feature_names_in_", None)

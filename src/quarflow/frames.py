@@ -2,47 +2,17 @@ r"""Checks of what users hand over, with messages that name the column and the r
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_finite", "check_numeric", "context_for", "read_context"]
+from quarflow.data.columns import Columns
+from quarflow.data.values import is_frame, pick_columns, read_values
 
-
-def check_numeric(frame: Any, what: str) -> None:
-    """Refuse text, dates and the like in a pandas or polars frame, by the column's name.
-
-    Raises:
-        ValueError: naming the first such column.
-
-    Example:
-        >>> import polars as pl
-        >>> check_numeric(pl.DataFrame({"a": [1], "b": ["x"]}), "X")
-        Traceback (most recent call last):
-        ...
-        ValueError: Column 'b' of X holds String, not numbers; leave it out or encode it.
-    """
-    schema = getattr(frame, "schema", None)
-    if schema is not None and hasattr(schema, "items"):  # polars
-        kinds = {name: (str(kind), _polars_numeric(kind)) for name, kind in schema.items()}
-    elif hasattr(frame, "dtypes") and hasattr(frame, "columns"):  # pandas
-        kinds = {
-            name: (str(kind), getattr(kind, "kind", "O") in "biuf")
-            for name, kind in zip(frame.columns, frame.dtypes, strict=True)
-        }
-    else:
-        return
-    for name, (kind, numeric) in kinds.items():
-        if not numeric:
-            raise ValueError(
-                f"Column {name!r} of {what} holds {kind}, not numbers; leave it out or encode it."
-            )
-
-
-def _polars_numeric(kind: Any) -> bool:
-    return bool(kind.is_numeric()) or str(kind) == "Boolean"
+__all__ = ["check_finite", "context_for", "read_context", "warn_of_new_values"]
 
 
 def check_finite(rows: NDArray[np.float64], names: Sequence[str], what: str = "column") -> None:
@@ -80,17 +50,15 @@ def read_context(context: Any, rows: int) -> tuple[NDArray[np.float64], list[str
         >>> read_context([1.0, 2.0], rows=2)[1]
         ['c0']
     """
-    check_numeric(context, "context")
-    values = np.require(context, dtype=np.float64, requirements=["C", "W"])
+    values, names = read_values(context, "context", "c")
     if values.ndim == 1:
         values = values[:, None]
-    if values.ndim != 2 or len(values) != rows:
+    if values.ndim != 2 or len(values) != rows or not values.shape[1]:
         raise ValueError(
-            f"context must have one row for each of the {rows} rows of X, not shape "
-            f"{values.shape}."
+            f"context must have one row for each of the {rows} rows of X, and a column at least, "
+            f"not shape {values.shape}."
         )
-    names = getattr(context, "columns", None)
-    names = [f"c{i}" for i in range(values.shape[1])] if names is None else [*map(str, names)]
+    names = names or [f"c{i}" for i in range(values.shape[1])]
     check_finite(values, names, what="context column")
 
     return values, names
@@ -99,7 +67,8 @@ def read_context(context: Any, rows: int) -> tuple[NDArray[np.float64], list[str
 def context_for(context: Any, wanted: Sequence[str], rows: int) -> NDArray[np.float64]:
     """Values (rows, C) of a context to use a fitted density with.
 
-    A frame is taken by its column names; a single row, or C numbers, serve all the rows.
+    A frame is taken by its column names, as far as it has any that are text; a single row, or C
+    numbers, serve all the rows.
 
     Raises:
         ValueError: if columns are missing or the shape does not fit.
@@ -108,26 +77,46 @@ def context_for(context: Any, wanted: Sequence[str], rows: int) -> NDArray[np.fl
         >>> context_for([1.0, 2.0], ["a", "b"], rows=3).shape
         (3, 2)
     """
-    names = getattr(context, "columns", None)
-    if names is not None:
-        missing = [name for name in wanted if name not in list(names)]
-        if missing:
-            raise ValueError(f"context lacks the column {missing[0]!r} that the density needs.")
-        context = context[list(wanted)]
-    elif np.ndim(context) == 1 and len(wanted) > 1:
-        context = np.asarray(context)[None]
-    elif np.ndim(context) == 0:
-        context = np.full((1, 1), context)
-    if np.ndim(context) == 2 and np.shape(context)[0] == 1:
-        values = np.broadcast_to(read_context(context, 1)[0], (rows, np.shape(context)[1]))
-    elif np.shape(context) == (1,):
-        values = np.broadcast_to(read_context(context, 1)[0], (rows, 1))
-    else:
-        values = read_context(context, rows)[0]
+    if is_frame(context) and any(isinstance(name, str) for name in context.columns):
+        context = pick_columns(context, wanted, "context")
+    values, _ = read_values(context, "context", "c")
+    if values.ndim == 0 or (values.ndim == 1 and len(wanted) > 1):
+        values = values.reshape(1, -1)
+    elif values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or len(values) not in (1, rows):
+        raise ValueError(
+            f"context must have one row for each of the {rows} rows of X, or one for all of "
+            f"them, not shape {values.shape}."
+        )
     if values.shape[1] != len(wanted):
         raise ValueError(
             f"context must have the {len(wanted)} columns {', '.join(wanted)}, not "
             f"{values.shape[1]}."
         )
+    check_finite(values, wanted, what="context column")
 
-    return np.ascontiguousarray(values)
+    return values if len(values) == rows else np.repeat(values, rows, axis=0)
+
+
+def warn_of_new_values(context: NDArray[np.float64], columns: Columns) -> None:
+    """Warn, by name, where a context column that was constant while fitting has another value.
+
+    Example:
+        >>> X = np.array([[1.0, 5.0], [2.0, 5.0]])
+        >>> columns = Columns.fit(X, ["a", "b"], constant="keep")
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warn_of_new_values(np.array([[3.0, 6.0]]), columns)
+        >>> print(caught[0].message)
+        The context column 'b' was 5 in every row fitted to: other values there change nothing.
+    """
+    for j, column in enumerate(columns.columns):
+        if not column.constant:
+            continue
+        near = 1e-9 * max(abs(column.mean), 1e-300)
+        if (np.abs(context[:, j] - column.mean) > near).any():
+            warnings.warn(
+                f"The context column {column.name!r} was {column.mean:.6g} in every row fitted "
+                "to: other values there change nothing.",
+                stacklevel=4,
+            )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from quarflow.training import Listener, TrainingSettings
 
 __all__ = [
+    "FIRST",
     "Evaluation",
     "ImageModel",
     "ImageRows",
@@ -76,6 +77,14 @@ class ImageRows:
             x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
         return dequantise(x, self.levels, generator), None
+
+    def identity(self) -> dict[str, Any]:
+        """What is asked of the images, and a digest of every pixel of each, in their order."""
+        from quarflow.training.identity import digest
+
+        pixels = digest(self.images.cpu().numpy())
+
+        return {"levels": self.levels, "flip": self.flip, "pixels": pixels}
 
 
 @dataclass(frozen=True)
@@ -309,6 +318,7 @@ def fit_images(
     arguments: Mapping[str, Any] | None = None,
     flip: bool = False,
     validation_fraction: float = 0.1,
+    first: int = FIRST,
     device: str = "auto",
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -324,8 +334,12 @@ def fit_images(
         flip: Whether training images are mirrored at random. It changes what is modelled: only
             for images that are as likely as their mirror images.
         validation_fraction: How many images are held out, at most 1,000.
+        first: Images for the data-dependent initialisation, if a batch is not larger.
         device: ``auto``, ``cpu`` or ``cuda``.
         checkpoint, resume, on_event: See :func:`quarflow.training.train`.
+
+    A signal to stop is passed on after the checkpoint was written: within a
+    :class:`quarflow.training.StopSignals` context there is a model of the best so far first.
 
     Raises:
         ValueError: if something cannot be as asked, in plain words.
@@ -345,14 +359,17 @@ def fit_images(
     flow = make_flow(name, chosen, settings.seed)
     train_part, valid_part = hold_out(images, validation_fraction, settings.seed)
     home = choose_device(device)
+    rows = ImageRows(train_part, flip, home)
+    rows.first = first
     result = train(
         flow,
-        ImageRows(train_part, flip, home),
+        rows,
         ImageRows(valid_part, device=home),
         settings,
         device=device,
         checkpoint=checkpoint,
         resume=resume,
+        identity={"flip": flip, "validation_fraction": validation_fraction},
         on_event=on_event,
     )
     D, levels = math.prod(images.shape), images.levels

@@ -13,9 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["METHODS", "InversionError", "Solution", "default_tolerance", "solve"]
+from quarflow.modes import recorded, transformed
+
+__all__ = [
+    "METHODS",
+    "InversionError",
+    "Map",
+    "Solution",
+    "default_tolerance",
+    "listed",
+    "other_dtype",
+    "solve",
+]
 
 AIM = 0.5  # of the tolerance
+ROUNDINGS = 16  # times the size of rounding: residuals that are nothing else
 STUCK = 3  # sweeps without improvement, after which Newton steps are held back
 LONGEST_STEP = 1.0  # how far, at first; variables are standardised, more or less
 
@@ -25,7 +37,7 @@ Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class InversionError(RuntimeError):
-    """Some samples did not reach the tolerance, or reached it but are not determined well.
+    """Some samples did not reach the tolerance, or what they reached is not good enough.
 
     Attributes:
         failed: How many samples.
@@ -44,8 +56,9 @@ class InversionError(RuntimeError):
         super().__init__(
             message
             or f"{failed} of {total} samples could not be inverted: the largest residual is "
-            f"{residual:.1e}, relative to 1 + |y|, where {tolerance:.1e} is asked for. Try "
-            f"float64, or method='gauss_seidel'."
+            f"{residual:.1e}, relative to 1 + |y|, where {tolerance:.1e} is asked for. Most "
+            "often y or the context is very far from the data, or the dtype is too coarse: try "
+            "float64, or leave these samples out."
         )
 
 
@@ -76,6 +89,24 @@ class Solution:
         )
 
 
+def listed(mask: Tensor, most: int = 5) -> str:
+    """Which rows a mask (N) marks, in words.
+
+    Example:
+        >>> listed(torch.tensor([True, False, True]))
+        'rows 0, 2'
+    """
+    rows = mask.nonzero().squeeze(-1).tolist()
+    shown = ", ".join(map(str, rows[:most]))
+
+    return f"row{'s' * (len(rows) > 1)} {shown}{', ...' if len(rows) > most else ''}"
+
+
+def other_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for float64, and float64 for all others."""
+    return torch.float32 if dtype == torch.float64 else torch.float64
+
+
 def default_tolerance(dtype: torch.dtype) -> float:
     """Residual, relative to 1 + abs(y), that is asked for: 1e-6 in float32, 2e-13 in float64.
 
@@ -95,6 +126,7 @@ def solve(
     max_iterations: int | None = None,
     reverse: bool = False,
     start: Tensor | None = None,
+    other: Callable[[], Map] | None = None,
 ) -> Solution:
     r"""Solve f(x) = y, sample by sample.
 
@@ -111,15 +143,19 @@ def solve(
         f: The map and its slopes; see :data:`Map`.
         y: Right-hand sides, shape (N, D).
         method: One of :data:`METHODS`.
-        tolerance: Largest residual, relative to 1 + abs(y).
+        tolerance: Largest residual, relative to 1 + abs(y); a sample that does not get there is
+            still accepted where its residual is what rounding makes of f(x) in this dtype.
         max_iterations: Largest number of sweeps of a sample, at least 1. By default as many as
             the method needs: 50 + 2 D simultaneous ones (in D sweeps a triangular map is solved
             but for the curvature), 20 times as many for ``fixed_point``, then the chunks.
         reverse: Whether variables depend on later ones, instead of on earlier ones.
         start: Where to start, shape (N, D); y by default.
+        other: Gives the same map in the other of float32 and float64, to see how much rounding
+            there is in f(x); called only if a sample does not reach the tolerance.
 
     Raises:
         InversionError: if a sample does not converge.
+        NotImplementedError: inside torch.func's transforms and forward-mode derivatives.
         ValueError: if there is no method of that name, y is not finite, or max_iterations is
             below 1.
 
@@ -131,6 +167,19 @@ def solve(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, not {method!r}.")
+    if recorded():
+        raise NotImplementedError(
+            "This inverse is found by iteration, as long as these values need it: it cannot be "
+            "recorded (torch.jit.trace, torch.export, make_fx) for other values. Record log_prob, "
+            "or the transform from data to noise."
+        )
+    if transformed(y):
+        raise NotImplementedError(
+            "This inverse is found by iteration, which looks at values to know when to stop: "
+            "torch.func (vmap, grad, jacrev, jvp, ...) and forward-mode derivatives cannot follow "
+            "that. Give it a batch instead of vmap, and use torch.autograd.grad, or "
+            "torch.autograd.functional.jacobian or hessian, which are exact."
+        )
     if not torch.isfinite(y).all():
         raise ValueError("y holds NaN or infinite values, which no x maps to.")
     tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
@@ -142,11 +191,36 @@ def solve(
     METHODS[method](state, 50 + 2 * y.shape[-1], reverse)
 
     failed = ~(state.residual <= tolerance)
+    if max_iterations is None and failed.any():
+        failed = failed.index_put(
+            (failed.nonzero(as_tuple=True)), _unresolved(state, failed, other)
+        )
     if failed.any():
         worst = state.residual[failed].nan_to_num(nan=float("inf")).max()
         raise InversionError(int(failed.sum()), len(y), float(worst), tolerance)
 
     return Solution(state.x, state.slope, state.iterations, state.residual)
+
+
+def _unresolved(state: _State, failed: Tensor, other: Callable[[], Map] | None) -> Tensor:
+    r"""Of the samples that failed: whether the residual is more than rounding of f(x).
+
+    Two dtypes tell how large rounding is at a point: what it makes of f(x) in the coarser one is
+    nearly all of the difference, and in the finer one smaller by the ratio of their units.
+    """
+    rows = failed.nonzero().squeeze(-1)
+    x, y = state.x[rows], state.y[rows]
+    value = state.f(x, rows)[0]
+    unit = torch.finfo(y.dtype).eps
+    rounding = unit * (1 + x.abs() + y.abs()).amax(-1)
+    if other is not None:
+        second = other()(x.to(other_dtype(y.dtype)), rows)[0]
+        differs = (second.double() - value.double()).abs().amax(-1)
+        ratio = min(1.0, unit / torch.finfo(second.dtype).eps)
+        # An overflow in float32 says nothing about float64.
+        rounding = rounding + ratio * differs.nan_to_num(nan=0.0, posinf=0.0).to(rounding)
+
+    return ~((value - y).abs().amax(-1) <= ROUNDINGS * rounding)
 
 
 class _State:

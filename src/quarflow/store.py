@@ -12,25 +12,35 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from quarflow._version import __version__
 from quarflow.data.columns import Column
+from quarflow.exchange import exchange, recover
+from quarflow.files import plain
 from quarflow.flows import Flow
 from quarflow.store_flows import (
     FlowConfig,
     ImageConfig,
     QuARArguments,
+    Settings,
     Strict,
     build_flow,
     flow_config,
     least_numbers,
+)
+from quarflow.store_read import (
+    StoreError,
+    check_finite,
+    check_size,
+    read_json,
+    read_log,
+    read_metrics,
+    read_weights,
 )
 
 __all__ = [
@@ -42,6 +52,7 @@ __all__ = [
     "ModelConfig",
     "QuARArguments",
     "StoreError",
+    "holds_images",
     "is_model",
     "load_flow",
     "load_model",
@@ -51,16 +62,13 @@ __all__ = [
 ]
 
 VERSION = 1  # of the format
+CONFIG_BYTES = 128 << 20  # at most: 60,000 columns with all that may be known of them
 CONFIG, WEIGHTS, METRICS, LOG = (
     "config.json",
     "weights.safetensors",
     "metrics.json",
     "training.jsonl",
 )
-
-
-class StoreError(ValueError):
-    """A folder does not hold a model that can be loaded; the message says why."""
 
 
 class ModelConfig(Strict):
@@ -84,9 +92,9 @@ class ModelConfig(Strict):
     columns: list[Column] = Field(default_factory=list)
     context_columns: list[Column] | None = None
     images: ImageConfig | None = None
-    named: bool = False
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    settings: dict[str, Any] = Field(default_factory=dict)
+    named: Annotated[bool, Field(strict=True)] = False
+    parameters: Settings = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
 
 
 class Model(Strict):
@@ -98,6 +106,16 @@ class Model(Strict):
     flow: Flow
     metrics: dict[str, Any]
     log: list[dict[str, Any]]
+
+
+def holds_images(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder says that it holds an image model; loading it checks the rest."""
+    try:
+        config = read_json(Path(folder) / CONFIG, CONFIG_BYTES)
+    except StoreError:
+        return False
+
+    return isinstance(config, dict) and bool(config.get("images"))
 
 
 def is_model(folder: str | os.PathLike[str]) -> bool:
@@ -116,10 +134,12 @@ def save_model(
 
     Raises:
         StoreError: if the weights are not finite, or the folder holds something else.
+        OSError: if it cannot be written, to a full disk say; what was there is kept.
     """
     folder = Path(os.path.realpath(folder))  # a link to a folder stays one
     weights = {k: v.detach().cpu().contiguous() for k, v in flow.state_dict().items()}
-    _check_finite(weights, "The weights to save")
+    check_finite(weights, "The weights to save")
+    recover(folder)
     if folder.exists() and not _may_replace(folder):
         raise StoreError(f"{folder} exists and is not a model; choose another place.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -130,10 +150,12 @@ def save_model(
         save_file(weights, new / WEIGHTS)
         os.chmod(new / WEIGHTS, 0o666 & ~_umask())
         (new / METRICS).write_text(_dump(dict(metrics)), encoding="utf-8")
-        lines = "".join(json.dumps(_plain(line)) + "\n" for line in log)
+        lines = "".join(json.dumps(plain(line)) + "\n" for line in log)
         (new / LOG).write_text(lines, encoding="utf-8")
         (new / CONFIG).write_text(_dump(config.model_dump(mode="json")), encoding="utf-8")
-        _swap(new, folder)
+        exchange(new, folder)
+    except SafetensorError as error:  # what it makes of an error of the file system
+        raise OSError(None, str(error), str(folder)) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -167,7 +189,7 @@ def save_flow(
         torch.Size([5, 2])
     """
     config = ModelConfig(
-        flow=flow_config(flow), images=images, settings=_plain(dict(settings or {}))
+        flow=flow_config(flow), images=images, settings=plain(dict(settings or {}))
     )
     save_model(folder, config, flow, metrics or {}, log)
 
@@ -205,6 +227,7 @@ def read_model(folder: str | os.PathLike[str], table: bool = False) -> Model:
             not fit the configuration.
     """
     folder = Path(folder)
+    recover(folder)
     if not folder.is_dir():
         raise StoreError(f"There is no model at {folder}: no such folder.")
     config = _read_config(folder)
@@ -215,22 +238,18 @@ def read_model(folder: str | os.PathLike[str], table: bool = False) -> Model:
             "load it by quarflow.load_flow."
         )
     _check_parts(config, folder / CONFIG)
+    metrics, log = read_metrics(folder / METRICS), read_log(folder / LOG)
     try:
-        least = least_numbers(config.flow)
-        weights = _read_weights(folder / WEIGHTS, least)
+        check_size(folder / WEIGHTS, least_numbers(config.flow))
         flow = build_flow(config.flow)
     except StoreError:
         raise
     except ValueError as error:
         raise StoreError(f"{folder / CONFIG} describes no valid flow: {error}") from None
-    _check_fit(weights, flow.state_dict(), folder / WEIGHTS)
-    flow.load_state_dict(weights)
-    _check_finite(flow.state_dict(), str(folder / WEIGHTS))  # also in the precision of the flow
-    metrics = _read_json(folder / METRICS)
-    if not isinstance(metrics, dict):
-        raise StoreError(f"{folder / METRICS} is damaged: it should hold a JSON object.")
+    flow.load_state_dict(read_weights(folder / WEIGHTS, flow.state_dict()))
+    check_finite(flow.state_dict(), str(folder / WEIGHTS))  # also in the precision of the flow
 
-    return Model(config=config, flow=flow.eval(), metrics=metrics, log=_read_log(folder / LOG))
+    return Model(config=config, flow=flow.eval(), metrics=metrics, log=log)
 
 
 def _check_parts(config: ModelConfig, path: Path) -> None:
@@ -265,10 +284,10 @@ def _check_parts(config: ModelConfig, path: Path) -> None:
 
 def _read_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG
-    data = _read_json(path)
+    data = read_json(path, CONFIG_BYTES)
     if not isinstance(data, dict) or data.get("format") != "quarflow model":
         raise StoreError(f"{path} is not the configuration of a quarflow model.")
-    if data.get("version") != VERSION:
+    if type(data.get("version")) is not int or data["version"] != VERSION:  # True == 1
         raise StoreError(
             f"{path} has format version {data.get('version')!r}, and this quarflow "
             f"({__version__}) reads version {VERSION}; use the quarflow that wrote it "
@@ -282,94 +301,11 @@ def _read_config(folder: Path) -> ModelConfig:
         raise StoreError(f"{path} is damaged at {where!r}: {first['msg']}.") from None
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(
-            f"{path.parent} holds no complete model: {path.name} is missing."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged, it is not valid JSON: {error}.") from None
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (ValueError, RecursionError, OSError) as error:
-        raise StoreError(f"{path} is damaged: {error}.") from None
-    if not all(isinstance(line, dict) for line in lines):
-        raise StoreError(f"{path} is damaged: each line should hold a JSON object.")
-
-    return lines
-
-
-def _read_weights(path: Path, least: int) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise StoreError(f"{path.parent} holds no complete model: {path.name} is missing.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            size = sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in names)
-            if size < least:
-                raise StoreError(
-                    f"{path} does not fit the configuration: it holds {size:,} numbers, and the "
-                    f"flow needs at least {least:,}."
-                )
-            weights = {key: file.get_tensor(key) for key in names}
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path} is damaged: {error}.") from None
-    _check_finite(weights, str(path))
-
-    return weights
-
-
-def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise StoreError(f"{where}: {name!r} is not finite (NaN or infinity).")
-
-
-def _check_fit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    for name in wanted:
-        if name not in weights:
-            raise StoreError(f"{path} does not fit the configuration: {name!r} is missing.")
-    for name, tensor in weights.items():
-        if name not in wanted:
-            raise StoreError(f"{path} does not fit the configuration: {name!r} is unknown.")
-        if tensor.shape != wanted[name].shape:
-            raise StoreError(
-                f"{path} does not fit the configuration: {name!r} has shape "
-                f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}."
-            )
-        if tensor.is_floating_point() != wanted[name].is_floating_point():
-            raise StoreError(f"{path}: {name!r} has the wrong type, {tensor.dtype}.")
-
-
 def _may_replace(folder: Path) -> bool:
     # A model, or the folder of a run that has only a checkpoint so far, or an empty one.
     return folder.is_dir() and (
         is_model(folder) or {p.name for p in folder.iterdir()} <= {"checkpoint"}
     )
-
-
-def _swap(new: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.rename(new, folder)
-        return
-    old = folder.with_name(f"{new.name}.old")
-    try:
-        os.rename(folder, old)
-        os.rename(new, folder)
-    except BaseException:  # Ctrl-C between the two included
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -380,18 +316,4 @@ def _umask() -> int:
 
 
 def _dump(data: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """NumPy scalars and tuples as JSON knows them; infinities and NaN as null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and value - value != 0:
-        return None
-
-    return value
+    return json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n"

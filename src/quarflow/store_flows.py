@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -33,6 +34,7 @@ __all__ = [
     "FlowConfig",
     "ImageConfig",
     "QuARArguments",
+    "Settings",
     "Strict",
     "build_flow",
     "flow_config",
@@ -51,10 +53,24 @@ FlowName = Literal[
 ]
 FLOWS: tuple[str, ...] = get_args(FlowName)
 
-Width = Annotated[int, Field(ge=1, le=65_536)]
+Width = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Whole = Annotated[int, Field(ge=0, le=65_536, strict=True)]
 Few = Annotated[int, Field(ge=1, le=1024, strict=True)]
 FEW = ("transforms", "blocks", "scales", "train_terms", "eval_terms")  # loops run over them
+
+
+def _shallow(value: Any, depth: int = 0) -> Any:
+    """Settings are a few levels deep: what shows them, goes down by calling itself."""
+    if depth > 8:
+        raise ValueError("nested too deeply")
+    for part in value.values() if isinstance(value, dict) else value:
+        if isinstance(part, dict | list | tuple):
+            _shallow(part, depth + 1)
+
+    return value
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(_shallow)]
 
 
 class Strict(BaseModel):
@@ -67,16 +83,17 @@ class QuARArguments(Strict):
     """Arguments of :class:`quarflow.QuAR`, as they may come from a file."""
 
     features: Width
-    context: Annotated[int, Field(ge=0, le=65_536)]
-    transforms: Annotated[int, Field(ge=1, le=1024)]
+    context: Whole
+    transforms: Few
     hidden_features: Annotated[list[Width], Field(min_length=1, max_length=32)]
     norm: Literal["dimension", "operator"]
     order: Literal["alternate", "fixed"]
     activation: Literal["elu", "lipswish", "sin", "tanh"]
-    sigma: Annotated[float, Field(gt=0, lt=1)]
+    sigma: Annotated[float, Field(gt=0, lt=1, strict=True)]
     mix: Literal["none", "lu"]
     base: Literal["normal", "student-t"]
-    trick: bool
+    trick: Annotated[bool, Field(strict=True)]
+    start: Literal["none", "gaussian"] = "none"  # models of earlier versions have none
 
     def least_numbers(self) -> int:
         """A lower bound on how many numbers the weights hold, without building the flow."""
@@ -86,7 +103,9 @@ class QuARArguments(Strict):
         numbers = sum(blocks * a * b + D * b * (1 + self.context) for a, b in pairwise(units))
         mix = D * D if self.mix == "lu" and D > 1 else 0
 
-        return self.transforms * (numbers + mix)
+        start = D * (D + 2 + self.context) if self.start == "gaussian" else 0
+
+        return self.transforms * (numbers + mix) + start
 
 
 class FlowConfig(Strict):
@@ -120,7 +139,7 @@ class ImageConfig(Strict):
     """
 
     shape: tuple[Width, Width, Width]
-    levels: Annotated[int, Field(ge=2, le=256)]
+    levels: Annotated[int, Field(ge=2, le=256, strict=True)]
     name: str = ""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quarflow.cli.common import INTERRUPTED, CommandError, check_output
+from quarflow.cli.common import CommandError, check_output, stopped_by_signals
 
 
 def bench(
@@ -37,10 +37,10 @@ def bench(
       quarflow bench --quick
       quarflow bench --features 8,64 --batches 256,16384 -o bench.json
     """
-    from quarflow.bench.contestants import OURS
-    from quarflow.bench.plan import QUICK, Plan, chosen
-    from quarflow.bench.run import compare
-    from quarflow.bench.show import show
+    from quarflow.experiments.speed.contestants import OURS
+    from quarflow.experiments.speed.page import show
+    from quarflow.experiments.speed.plan import QUICK, Plan, chosen
+    from quarflow.experiments.speed.run import compare
 
     if output is not None:
         check_output(output, (".json",))
@@ -55,18 +55,14 @@ def bench(
     if threads is not None:
         settings["threads"] = threads
     contestants = chosen(OURS, compiled=compiled, scaling=not quick)
-    try:
+    told = "Interrupted" + (f"; {output} has the figures so far." if output else ".")
+    with stopped_by_signals(told):
         results = compare(
             contestants,
             Plan(**settings),
             output=output,
             say=lambda told: typer.echo(told, err=True),
         )
-    except KeyboardInterrupt:
-        if output is None:
-            raise
-        typer.echo(f"Interrupted; {output} has the figures so far.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
     show(results)
     if output is not None:
         typer.echo(f"Written to {output}.")

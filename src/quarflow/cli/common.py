@@ -5,15 +5,19 @@ from __future__ import annotations
 import dis
 import json
 import os
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
-FAILED, INTERRUPTED = 2, 130
+FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
 class CommandError(ValueError):
@@ -41,6 +45,37 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             fail(str(error))
 
     return run
+
+
+@contextmanager
+def stopped_by_signals(told: str) -> Iterator[None]:
+    """Make SIGTERM, like Ctrl-C, an exception, so that all is put in order; then a sentence.
+
+    The command ends with 130 or 143, as the shell has it for these signals.
+    """
+    ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGTERM, _terminate)
+    code = INTERRUPTED
+    try:
+        yield
+        return
+    except KeyboardInterrupt:
+        pass
+    except SystemExit as ended:
+        if ended.code != TERMINATED:
+            raise
+        code = TERMINATED
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    typer.echo(told, err=True)
+    raise typer.Exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)
 
 
 def fail(message: str) -> NoReturn:
@@ -126,10 +161,25 @@ def frame_of(names: Sequence[str], values: Any) -> Any:
     return pl.DataFrame({name: values[:, i] for i, name in enumerate(names)})
 
 
+def holds_images(model: Path) -> bool:
+    """Whether a folder says that it holds an image model; loading it checks the rest."""
+    if not (model / "config.json").is_file():  # without torch
+        return False
+    from quarflow import store
+
+    return store.holds_images(model)
+
+
 def load(model: Path) -> Any:
     """Return the fitted estimator saved in a folder."""
     from quarflow import QuARDensity
+    from quarflow.exchange import recover
 
+    if model.is_file():
+        raise CommandError(
+            f"{model} is a file, not the folder of a model; the model comes first, then the data."
+        )
+    recover(model)
     if not model.is_dir():
         raise CommandError(f"There is no model folder {model}.")
     if not (model / "config.json").exists() and (model / "checkpoint").is_dir():

@@ -6,7 +6,10 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +23,8 @@ from quarflow.cli.common import (
     names_of,
     quoted,
 )
-from quarflow.cli.fit_images import fit_image_model, tell, wants_images
+from quarflow.cli.fit_images import fit_image_model, say, tell, wants_images
+from quarflow.cli.layout import nats
 
 CHECKPOINT = "checkpoint"
 OWN_OPTIONS = {
@@ -64,7 +68,7 @@ def fit(
     """Fit a density to a table, or to images, and save it as a folder.
 
     Images are a folder of equally sized PNG, JPEG or WebP files, an array (N, H, W) or with
-    channels in .npy or .npz, or `digits`. Ctrl-C stops early and keeps the best model so far.
+    channels in .npy or .npz, or `digits`. Ctrl-C stops early and saves the best model so far.
 
     \b
     Example:
@@ -77,62 +81,102 @@ def fit(
         raise CommandError(
             "--resume goes on with a run and --force replaces it; give one of them."
         )
-    if resume and _is_finished(output):
-        typer.echo(f"{output} holds a finished model; there is nothing to resume.")
-        return
-    fresh = _check_folder(output, resume, force)
-    if wants_images(data):
-        for value, option in (
-            (columns, "--columns"),
-            (context, "--context"),
-            (drop_missing, "--drop-missing"),
-        ):
-            if value:
-                raise CommandError(f"{option} is for tables, and {data} holds images.")
-        existed = output.exists()
-        try:
-            fitted = fit_image_model(
+    with _alone(output):
+        if resume and _is_finished(output):
+            say(f"{output} holds a finished model; there is nothing to resume.")
+            return
+        _check_folder(output, resume, force)
+        if wants_images(data):
+            for value, option in (
+                (columns, "--columns"),
+                (context, "--context"),
+                (drop_missing, "--drop-missing"),
+            ):
+                if value:
+                    raise CommandError(f"{option} is for tables, and {data} holds images.")
+            fitted, received = fit_image_model(
                 data,
                 output / CHECKPOINT,
                 minutes=minutes,
                 max_epochs=max_epochs,
                 seed=seed,
                 device=device,
-                resume=resume and not fresh,
+                resume=resume,
                 settings=setting or [],
+                save=partial(_save, output=output),
             )
+            told = partial(tell, fitted, output)
+        else:
+            parameters = _parameters(
+                setting or [],
+                minutes=minutes,
+                max_epochs=max_epochs,
+                random_state=seed,
+                device=device,
+            )
+            names = _names(data, columns, context)
+            fitted, received = _fit(data, names, output, parameters, drop_missing, resume)
+            told = partial(_tell, fitted, data, output)
+    if _is_main():
+        told()
+    if received:
+        raise typer.Exit(128 + signal.Signals[received])
+
+
+def _is_main() -> bool:
+    from quarflow.training.device import is_main_process
+
+    return is_main_process()
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Be the only fit into the folder, and leave nothing there when nothing came of it."""
+    from quarflow.exchange import recover
+    from quarflow.training import LockedError, has_checkpoint, locked
+
+    if not _is_main():  # of several processes only the first one looks after the folder
+        yield
+        return
+    _check_place(output)
+    place = Path(os.path.realpath(output))
+    existed = output.exists()
+    with locked(output, place.with_name(f".{place.name}.lock")):
+        recover(output)
+        try:
+            yield
+        except KeyboardInterrupt:  # at once: before training, or at a second Ctrl-C
+            _tidy(output, existed)
+            left = "before there was anything to keep"
+            if has_checkpoint(output / CHECKPOINT):
+                left = "at once; --resume goes on from the last checkpoint"
+            typer.echo(f"Interrupted {left}.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except LockedError:
+            raise
         except ValueError:
             _tidy(output, existed)
             raise
-        _save(fitted, output, bool(fitted.metrics["interrupted"]))
-        tell(fitted, output)
-        return
-    parameters = _parameters(
-        setting or [], minutes=minutes, max_epochs=max_epochs, random_state=seed, device=device
-    )
-    names, context_names = _names(data, columns, context)
-    if resume and fresh:
-        typer.echo(f"There is nothing to resume in {output}: starting afresh.")
-    estimator, table = _fit(
-        data, names, context_names, output, parameters, drop_missing, resume and not fresh
-    )
-    _save(estimator, output, bool(estimator.metrics_.get("interrupted")))
-    _tell(estimator, table, data, output)
 
 
 def _is_finished(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / CHECKPOINT).exists()
 
 
-def _check_folder(folder: Path, resume: bool, force: bool) -> bool:
-    """Refuse a folder that holds something else; tell whether there is no run to resume."""
+def _check_place(folder: Path) -> None:
+    """Refuse a place where no folder can be written."""
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"{folder} is a file; give the model a folder of its own.")
     if not folder.exists() or not any(folder.iterdir()):
         parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
         if not os.access(parent, os.W_OK):
             raise CommandError(f"The folder {parent} cannot be written to.")
-        return True
+
+
+def _check_folder(folder: Path, resume: bool, force: bool) -> None:
+    """Refuse a folder that holds something else."""
+    if not _is_main() or not folder.exists() or not any(folder.iterdir()):
+        return
     finished, unfinished = (folder / "config.json").is_file(), (folder / CHECKPOINT).is_dir()
     inside = {entry.name for entry in folder.iterdir()}
     if (not finished and inside > {CHECKPOINT}) or not (finished or unfinished):
@@ -140,7 +184,7 @@ def _check_folder(folder: Path, resume: bool, force: bool) -> bool:
     if finished and not _is_ours(folder):
         raise CommandError(f"{folder} holds something else than a quarflow model; choose another.")
     if resume or force:
-        return not unfinished
+        return
     if unfinished:
         raise CommandError(
             f"{folder} holds a run that is not finished. "
@@ -200,36 +244,32 @@ def _names(data: Path, columns: str | None, context: str | None) -> tuple[list[s
 
 def _fit(
     data: Path,
-    names: list[str],
-    context_names: list[str],
+    names: tuple[list[str], list[str]],
     output: Path,
     parameters: dict[str, Any],
     drop_missing: bool,
     resume: bool,
-) -> tuple[Any, Any]:
+) -> tuple[Any, str | None]:
+    """Fit to a table and save, whatever signal comes in between; tell which one came."""
     from quarflow import QuARDensity
     from quarflow.data import read_table
+    from quarflow.training import StopSignals
 
-    table = read_table(data, [*names, *context_names] or None, drop_missing=drop_missing)
+    wanted, context_names = names
+    table = read_table(data, [*wanted, *context_names] or None, drop_missing=drop_missing)
     if table.dropped:
-        typer.echo(f"{table.dropped:,} rows with missing values were left out.")
+        say(f"{table.dropped:,} rows with missing values were left out.")
     width = len(table.names) - len(context_names)
     X = frame_of(table.names[:width], table.values)
     given = frame_of(context_names, table.values[:, width:]) if context_names else None
     estimator = QuARDensity(
         **parameters, checkpoint=output / CHECKPOINT, resume=resume, verbose=True
     )
-    existed = output.exists()
-    try:
+    with StopSignals(deliver=False) as signals:
         estimator.fit(X, context=given)
-    except KeyboardInterrupt:
-        _tidy(output, existed)
-        typer.echo("Interrupted before there was anything to keep.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except ValueError:
-        _tidy(output, existed)
-        raise
-    return estimator, table
+        _save(estimator, output)
+
+    return estimator, signals.received
 
 
 def _tidy(output: Path, existed: bool) -> None:
@@ -240,32 +280,52 @@ def _tidy(output: Path, existed: bool) -> None:
                 folder.rmdir()
 
 
-def _save(model: Any, output: Path, interrupted: bool) -> None:
-    """Save the model; the checkpoint of a run stopped by Ctrl-C stays, to go on from."""
-    checkpoint = output / CHECKPOINT
-    aside = output.with_name(f".{output.name}.{os.getpid()}.checkpoint")
-    keep = interrupted and checkpoint.is_dir()
-    if keep:
-        os.rename(checkpoint, aside)
+def _save(model: Any, output: Path) -> None:
+    """Save the model; the checkpoint of a run stopped by a signal stays, to go on from."""
+    from quarflow.exchange import exchange
+    from quarflow.training import has_checkpoint
+
+    if not _is_main():
+        return
+    numbers = model.metrics_ if hasattr(model, "metrics_") else model.metrics
+    checkpoint, place = output / CHECKPOINT, Path(os.path.realpath(output))
+    new = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        model.save(output)
+        if numbers["interrupted"] and has_checkpoint(checkpoint):
+            model.save(new)
+            shutil.copytree(checkpoint, new / CHECKPOINT, copy_function=_link)
+            exchange(new, place)
+        else:
+            model.save(output)
+    except OSError as error:
+        kept = (
+            "The checkpoint is kept: make room, then --resume saves the model without training "
+            "it again."
+            if has_checkpoint(checkpoint)
+            else "There is no checkpoint to go on from."
+        )
+        raise CommandError(
+            f"The model could not be saved in {output}: {error.strerror or error}. {kept}"
+        ) from error
     finally:
-        if keep:
-            os.rename(aside, checkpoint)
-    if not keep and checkpoint.is_dir():
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def _tell(estimator: Any, table: Any, data: Path, output: Path) -> None:
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not on this file system
+        shutil.copy2(source, target)
+
+
+def _tell(estimator: Any, data: Path, output: Path) -> None:
     metrics = estimator.metrics_
     context = f" given {metrics['context']}" if metrics.get("context") else ""
     typer.echo(
         f"{metrics['rows']:,} rows, {len(estimator.columns_.names)} columns{context}, "
         f"{metrics['parameters']:,} parameters.\n"
-        f"Validation: {metrics['valid_nats']:.4f} nats per row, "
-        f"after {duration(metrics['seconds'])}.\n"
-        f"{metrics['stopped']}"
-    )
+        f"Validation: {nats(metrics['valid_nats'])}, after {duration(metrics['seconds'])}."
+    )  # why it stopped, the progress has said
     model, rows = quoted(output), quoted(data)
     if metrics.get("interrupted"):
         typer.echo(f"The best so far is saved in {output}; --resume goes on with the run.")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from quarflow.cli.common import INTERRUPTED, CommandError, duration, quoted
+from quarflow.cli.common import CommandError, duration, quoted
 
-__all__ = ["fit_image_model", "tell", "wants_images"]
+__all__ = ["fit_image_model", "say", "tell", "wants_images"]
 
 DATA_OPTIONS = ("levels", "layout", "flip", "keep_stand_ins", "validation_fraction", "flow")
 FLOWS = ("ImageQuAR", "ImageResidualFlow")
@@ -37,7 +37,32 @@ def wants_images(data: Path) -> bool:
     from quarflow.data import is_images
     from quarflow.data.image_sets import SETS
 
+    if data.is_dir():
+        _check_no_table(data)
     return is_images(data) or (not data.exists() and str(data) in SETS)
+
+
+def say(text: str) -> None:
+    """Print a line, once where several processes fit together."""
+    from quarflow.training.device import is_main_process
+
+    if is_main_process():
+        typer.echo(text)
+
+
+def _check_no_table(folder: Path) -> None:
+    """Refuse a folder that holds a model, or tables but no pictures, with the way out."""
+    from quarflow.data.image_files import PICTURES
+    from quarflow.data.tables import ENDINGS
+
+    if (folder / "config.json").is_file():
+        raise CommandError(f"{folder} is the folder of a model, where data are wanted.")
+    endings = {path.suffix.lower(): path for path in sorted(folder.iterdir(), reverse=True)}
+    tables = [path for ending, path in endings.items() if ending in ENDINGS]
+    if tables and not endings.keys() & set(PICTURES):
+        raise CommandError(
+            f"{folder} is a folder, not a table; give one file of it, such as {min(tables)}."
+        )
 
 
 def fit_image_model(
@@ -50,11 +75,15 @@ def fit_image_model(
     device: str,
     resume: bool,
     settings: Sequence[str],
-) -> Any:
-    """Fit an image flow; returns the :class:`quarflow.image_fitting.ImageModel`, not saved yet."""
+    save: Callable[[Any], None],
+) -> tuple[Any, str | None]:
+    """Fit an image flow and save it, whatever signal comes in between.
+
+    Returns the :class:`quarflow.image_fitting.ImageModel` and the name of the signal, if any.
+    """
     from quarflow.data import load_set, read_images
     from quarflow.image_fitting import fit_images
-    from quarflow.training import TrainingProgress, TrainingSettings
+    from quarflow.training import StopSignals, TrainingProgress, TrainingSettings
 
     chosen = _settings(settings)
     name = chosen["data"].pop("flow", FLOWS[0])
@@ -69,29 +98,28 @@ def fit_image_model(
             raise CommandError(f"--set {next(iter(chosen['data']))} is for files, not for {data}.")
         images = load_set(str(data))
     if images.note:
-        typer.echo(images.note)
+        say(images.note)
     options: dict[str, Any] = {**TRAINING, **chosen["training"], "minutes": minutes, "seed": seed}
     if max_epochs is not None:
         options["max_epochs"] = max_epochs
     training = TrainingSettings(**options)
-    with TrainingProgress() as progress:
-        model = fit_images(
-            images,
-            training,
-            name=name,
-            arguments=chosen["flow"],
-            flip=bool(flip),
-            validation_fraction=fraction,
-            device=device,
-            checkpoint=checkpoint,
-            resume=resume,
-            on_event=progress,
-        )
-    if model.metrics["interrupted"] and not model.history:
-        typer.echo("Interrupted before there was anything to keep.", err=True)
-        raise typer.Exit(INTERRUPTED)
+    with StopSignals(deliver=False) as signals:
+        with TrainingProgress() as progress:
+            model = fit_images(
+                images,
+                training,
+                name=name,
+                arguments=chosen["flow"],
+                flip=bool(flip),
+                validation_fraction=fraction,
+                device=device,
+                checkpoint=checkpoint,
+                resume=resume,
+                on_event=progress,
+            )
+        save(model)
 
-    return model
+    return model, signals.received
 
 
 def tell(model: Any, output: Path) -> None:
@@ -101,8 +129,7 @@ def tell(model: Any, output: Path) -> None:
         f"{metrics['images']:,} images of {W} x {H} pixels, {C} channel{'s'[: C > 1]}; "
         f"{metrics['parameters']['unmasked']:,} parameters.\n"
         f"Validation: {metrics['valid_bits_per_dim']:.4f} bits per dimension, "
-        f"after {duration(metrics['seconds'])}.\n"
-        f"{metrics['stopped']}"
+        f"after {duration(metrics['seconds'])}."
     )
     if metrics["interrupted"]:
         typer.echo(f"The best so far is saved in {output}; --resume goes on with the run.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -11,21 +10,12 @@ from typing import Any
 import typer
 
 from quarflow.cli.common import CommandError, check_output, duration
+from quarflow.cli.layout import certificate_table, save_array, two_columns
 
-__all__ = ["holds_images", "image_info", "image_report", "sample_images", "score_images"]
+__all__ = ["image_info", "image_report", "sample_images", "score_images"]
 
 DRAWS = 4
 SHOWN = 64
-
-
-def holds_images(model: Path) -> bool:
-    """Whether a folder says that it holds an image model; loading it checks the rest."""
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-
-    return isinstance(config, dict) and bool(config.get("images"))
 
 
 def score_images(model: Path, data: Path, output: Path) -> None:
@@ -59,7 +49,6 @@ def sample_images(model: Path, output: Path, number: int, seed: int) -> None:
     """Draw images: a grid as .png, or an array (N, C, H, W) as .npy."""
     import torch
 
-    from quarflow.cli.use import _save_array
     from quarflow.image_fitting import ImageModel
     from quarflow.report.image_grid import save_grid
 
@@ -74,7 +63,7 @@ def sample_images(model: Path, output: Path, number: int, seed: int) -> None:
     seconds = time.perf_counter() - begun
     pixels = images.cpu().numpy()
     if output.suffix.lower() == ".npy":
-        _save_array(output, pixels)
+        save_array(output, pixels)
     else:
         save_grid(pixels, output, fitted.images.levels)
     typer.echo(
@@ -89,35 +78,30 @@ def image_info(model: Path) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from quarflow.cli.show import _certificate, _two_columns
     from quarflow.image_fitting import ImageModel
-    from quarflow.report.words import plain
+    from quarflow.report.words import number, plain
 
     fitted = ImageModel.load(model, "cpu")
     metrics, (C, H, W) = fitted.metrics, fitted.images.shape
-    counts = metrics.get("parameters", {})
+    counts = metrics.get("parameters")
+    counts = counts if isinstance(counts, dict) else {}
     facts = {
         "model": str(model),
         "flow": str(fitted.settings.get("flow", type(fitted.flow).__name__)),
-        "fitted to": f"{metrics.get('images', 0):,} images, {fitted.images.name}",
+        "fitted to": f"{metrics.get('images') or 0:,} images, {fitted.images.name}",
         "images": f"{W} x {H} pixels, {C} channels, {fitted.images.levels} levels",
         "parameters": f"{counts.get('unmasked', 0):,} ({counts.get('total', 0):,} with masked)",
-        "validation": f"{metrics.get('valid_bits_per_dim', float('nan')):.4f} bits per dimension",
-        "training": f"{metrics.get('steps', 0):,} steps, {duration(metrics.get('seconds', 0.0))}",
-        "stopped": str(metrics.get("stopped", "")),
+        "validation": f"{number(metrics.get('valid_bits_per_dim'))} bits per dimension",
+        "training": (
+            f"{metrics.get('steps') or 0:,} steps, {duration(metrics.get('seconds') or 0.0)}"
+        ),
+        "stopped": str(metrics.get("stopped") or ""),
     }
     console = Console(highlight=False)
-    console.print(_two_columns("Model", {key: Text(value) for key, value in facts.items()}))
+    console.print(two_columns("Model", {key: Text(value) for key, value in facts.items()}))
     settings = {key: Text(plain(value)) for key, value in fitted.settings.items()}
-    console.print(_two_columns("Settings", settings))
-    console.print(_certificate(_Flow(fitted.flow)))
-
-
-class _Flow:
-    """As the table of certificates wants it."""
-
-    def __init__(self, flow: Any) -> None:
-        self.flow_ = flow
+    console.print(two_columns("Settings", settings))
+    console.print(certificate_table(fitted.flow))
 
 
 def image_report(

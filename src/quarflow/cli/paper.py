@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quarflow.cli.common import INTERRUPTED, CommandError, guarded, names_of
+from quarflow.cli.common import CommandError, guarded, names_of, stopped_by_signals
 
 __all__ = ["paper", "recipe"]
 
@@ -33,14 +33,11 @@ def recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Register a recipe as a sub-command of its name."""
 
     @wraps(command)
-    def interruptible(*args: object, **kwargs: object) -> None:
-        try:
+    def stoppable(*args: object, **kwargs: object) -> None:
+        with stopped_by_signals("Interrupted; the same command goes on from here."):
             command(*args, **kwargs)
-        except KeyboardInterrupt:
-            typer.echo("Interrupted; the same command goes on from here.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
 
-    paper.command()(guarded(interruptible))
+    paper.command()(guarded(stoppable))
 
     return command
 
@@ -55,7 +52,7 @@ def updates(steps: int | None, full: bool, default: int) -> int:
     if steps is not None and full:
         raise CommandError("--full is --steps 20000; give one of them.")
 
-    from quarflow.paper.run import FULL_STEPS
+    from quarflow.experiments.paper.run import FULL_STEPS
 
     return steps or (FULL_STEPS if full else default)
 
@@ -74,7 +71,7 @@ def figure2(
     Example:
       quarflow paper figure2 --seeds 5
     """
-    from quarflow.paper.figure2 import figure2
+    from quarflow.experiments.paper.figure2 import figure2
 
     figure2(folder(output, "figure2"), updates(steps, full, 1000), seed, seeds)
 
@@ -96,13 +93,9 @@ def figure3(
     Example:
       quarflow paper figure3 --steps 2000 --seeds 5
     """
-    from quarflow.paper.eight import MODELS
-    from quarflow.paper.figure3 import figure3
+    from quarflow.experiments.paper.figure3 import figure3
 
     names = names_of(models, "--models") or []
-    for name in names:
-        if name not in MODELS:
-            raise CommandError(f"--models knows {', '.join(MODELS)}, not {name!r}.")
     figure3(folder(output, "figure3"), updates(steps, full, 1000), seed, seeds, names)
 
 
@@ -112,68 +105,36 @@ Source = Annotated[
 ]
 
 
-def _updates_or(source: Path | None, steps: int | None, full: bool) -> int | None:
-    """None takes the flow of the source, whatever its updates."""
-    asked = steps is not None or full
+def modes_command(name: str, kind: str) -> Callable[..., None]:
+    """The command of figure 4, 5 or 6."""
 
-    return updates(steps, full, 1000) if source is None or asked else None
+    def command(
+        steps: Steps = None,
+        seed: Seed = 0,
+        full: Full = False,
+        output: Output = None,
+        source: Source = None,
+    ) -> None:
+        from quarflow.experiments.paper.modes import modes
 
+        asked = steps is not None or full  # otherwise the source's flow, whatever its updates
+        count = updates(steps, full, 1000) if source is None or asked else None
+        modes(name, folder(output, name), count, seed, source)
 
-@recipe
-def figure4(
-    steps: Steps = None,
-    seed: Seed = 0,
-    full: Full = False,
-    output: Output = None,
-    source: Source = None,
-) -> None:
-    """Where the eight modes go, flow by flow, in an autoregressive flow.
-
-    \b
-    Example:
-      quarflow paper figure4 --from paper-figure3
-    """
-    from quarflow.paper.figure4 import figure4
-
-    figure4(folder(output, "figure4"), _updates_or(source, steps, full), seed, source)
-
-
-@recipe
-def figure5(
-    steps: Steps = None,
-    seed: Seed = 0,
-    full: Full = False,
-    output: Output = None,
-    source: Source = None,
-) -> None:
-    """Where the eight modes go, flow by flow, in a QuAR flow.
+    command.__name__ = name
+    command.__doc__ = f"""Where the eight modes go, flow by flow, in {kind} flow.
 
     \b
     Example:
-      quarflow paper figure5 --from paper-figure3
+      quarflow paper {name} --from paper-figure3
     """
-    from quarflow.paper.figure5 import figure5
 
-    figure5(folder(output, "figure5"), _updates_or(source, steps, full), seed, source)
+    return command
 
 
-@recipe
-def figure6(
-    steps: Steps = None,
-    seed: Seed = 0,
-    full: Full = False,
-    output: Output = None,
-    source: Source = None,
-) -> None:
-    """Where the eight modes go, flow by flow, in a residual flow.
-
-    \b
-    Example:
-      quarflow paper figure6 --from paper-figure3
-    """
-    from quarflow.paper.figure6 import figure6
-
-    figure6(folder(output, "figure6"), _updates_or(source, steps, full), seed, source)
+MODES = {"figure4": "an autoregressive", "figure5": "a QuAR", "figure6": "a residual"}
+for name, kind in MODES.items():
+    recipe(modes_command(name, kind))
 
 
 @recipe
@@ -195,7 +156,7 @@ def ablation(
     Example:
       quarflow paper ablation --data two_spirals,magic,more.csv
     """
-    from quarflow.paper.ablation import ablation
+    from quarflow.experiments.paper.ablation import ablation
 
     names = names_of(data, "--data") or []
     count = steps or (2000 if full else 400)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quarflow.cli.common import CommandError, names_of
+from quarflow.cli.common import names_of
 from quarflow.cli.paper import Output, Seed, folder
 
 __all__ = ["table1", "table2"]
@@ -24,7 +24,7 @@ def table1(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the images; 300 by default.", min=1)
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time budget of each model.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time limit of a model.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the files of MNIST or CIFAR-10.")
     ] = None,
@@ -45,31 +45,20 @@ def table1(
       quarflow paper table1 --dataset digits --minutes 2
       quarflow paper table1 --dataset mnist --data DIR --model quar,residual --minutes 60
     """
-    from quarflow.paper.table1 import MODELS
-    from quarflow.paper.table1 import table1 as make
+    from quarflow.experiments.paper.table1 import table1 as make
 
-    if setting not in ("paper", "best"):
-        raise CommandError(f"--setting is paper or best, not {setting!r}.")
-    if precision not in ("float32", "bf16"):
-        raise CommandError(f"--precision is float32 or bf16, not {precision!r}.")
-    if dataset not in ("digits", "mnist", "cifar10"):
-        raise CommandError(f"--dataset is digits, mnist or cifar10, not {dataset!r}.")
-    names = names_of(model, "--model") or []
-    for name in names:
-        if name not in MODELS:
-            raise CommandError(f"--model knows {', '.join(MODELS)}, not {name!r}.")
     make(
         folder(output, "table1"),
         dataset,
-        names,
-        "paper" if setting == "paper" else "best",
+        names_of(model, "--model") or [],
+        setting,
         epochs,
         minutes,
         data,
         seed,
         draws,
         test_images,
-        "bf16" if precision == "bf16" else "float32",
+        precision,
         compile,
         device,
     )
@@ -92,18 +81,6 @@ def table2(
     Example:
       quarflow paper table2 --size small
     """
-    from quarflow.paper.table2 import table2 as make
+    from quarflow.experiments.paper.table2 import table2 as make
 
-    if size not in ("paper", "small"):
-        raise CommandError(f"--size is paper or small, not {size!r}.")
-    if precision not in (None, "float32", "tf32", "bf16"):
-        raise CommandError(f"--precision is float32, tf32 or bf16, not {precision!r}.")
-    make(
-        folder(output, "table2"),
-        "paper" if size == "paper" else "small",
-        repeats,
-        precision,  # type: ignore[arg-type]
-        compile,
-        device,
-        seed,
-    )
+    make(folder(output, "table2"), size, repeats, precision, compile, device, seed)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from quarflow.cli.common import CommandError, check_output, duration, load, needed, split
-from quarflow.cli.image_use import holds_images, image_info, image_report
+from quarflow.cli.common import (
+    CommandError,
+    check_output,
+    duration,
+    holds_images,
+    load,
+    needed,
+    split,
+)
+from quarflow.cli.image_use import image_info, image_report
+from quarflow.cli.layout import certificate_table, nats, two_columns
 
 
 def info(model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")]) -> None:
@@ -25,20 +34,22 @@ def info(model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")
     from rich.text import Text
 
     from quarflow.report.names import readable
-    from quarflow.report.words import plain
+    from quarflow.report.words import number, plain
 
     console = Console(highlight=False)
     metrics = estimator.metrics_
     facts = {
         "model": str(model),
-        "rows": f"{metrics.get('rows', 0):,}",
+        "rows": f"{metrics.get('rows') or 0:,}",
         "columns": f"{len(estimator.columns_.names):,}",
-        "parameters": f"{metrics.get('parameters', 0):,}",
-        "validation": f"{metrics.get('valid_nats', float('nan')):.4f} nats per row",
-        "training": f"{metrics.get('steps', 0):,} steps, {duration(metrics.get('seconds', 0.0))}",
-        "stopped": str(metrics.get("stopped", "")),
+        "parameters": number(sum(p.numel() for p in estimator.flow_.parameters())),
+        "validation": nats(metrics.get("valid_nats")),
+        "training": (
+            f"{metrics.get('steps') or 0:,} steps, {duration(metrics.get('seconds') or 0.0)}"
+        ),
+        "stopped": str(metrics.get("stopped") or ""),
     }
-    console.print(_two_columns("Model", {key: Text(value) for key, value in facts.items()}))
+    console.print(two_columns("Model", {key: Text(value) for key, value in facts.items()}))
     context = estimator.context_columns_
     names = [readable(name) for name in estimator.columns_.names]
     shown = {"modelled": Text(", ".join(names))}
@@ -49,34 +60,10 @@ def info(model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")
     shown["preprocessing"] = Text(
         "\n".join(readable(line, 300) for line in ["Every column is standardised.", *sentences])
     )
-    console.print(_two_columns("Columns", shown))
+    console.print(two_columns("Columns", shown))
     settings = {key: Text(plain(value)) for key, value in estimator.settings_.items()}
-    console.print(_two_columns("Settings", settings))
-    console.print(_certificate(estimator))
-
-
-def _two_columns(title: str, rows: dict[str, Any]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in rows.items():
-        table.add_row(key, value)
-    return table
-
-
-def _certificate(estimator: Any) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="Certificate", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("step", "sigma", "certified bound on abs(d)"):
-        table.add_column(heading, justify="right")
-    for step in estimator.flow_.certificate():
-        table.add_row(str(step.step + 1), f"{step.sigma:.3f}", f"{step.bound:.4f}")
-    return table
+    console.print(two_columns("Settings", settings))
+    console.print(certificate_table(estimator.flow_))
 
 
 def report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +13,13 @@ from quarflow.cli.common import (
     CommandError,
     check_output,
     duration,
+    holds_images,
     load,
     needed,
     split,
 )
-from quarflow.cli.image_use import SHOWN, holds_images, sample_images, score_images
+from quarflow.cli.image_use import SHOWN, sample_images, score_images
+from quarflow.cli.layout import nats, save_array
 
 SCORE = "log_prob"
 CHUNK = 65_536
@@ -29,13 +30,15 @@ def score(
     data: Annotated[Path, typer.Argument(help="The table: .csv, .parquet, .npy or .npz.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File: .csv or .parquet.")],
     keep: Annotated[
-        bool, typer.Option("--keep", help="Copy the columns that were used, too.")
+        bool, typer.Option("--keep", help="Copy all columns of the table, used or not.")
     ] = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave rows with missing values without score.")
     ] = False,
 ) -> None:
-    """Write the log-density of every row, in nats, as a column log_prob.
+    """Write the log-density of every row as a column log_prob: log p, more is likelier.
+
+    Of discrete columns it holds the log-probability; `quarflow info` says which they are.
 
     For an image model: of every image, with its bits per dimension.
 
@@ -52,18 +55,22 @@ def score(
         return score_images(model, data, output)
     import numpy as np
 
-    from quarflow.data import TableWriter, iter_table
+    from quarflow.data import TableWriter, column_names, iter_table
     from quarflow.data.pipeline import Ahead, Behind
 
     check_output(output, (".csv", ".parquet", ".pq"), [data])
     estimator = load(model)
     names = needed(estimator)
-    if keep and SCORE in names:
-        raise CommandError(f"--keep cannot copy the column {SCORE!r}: it has the scores' name.")
+    order = column_names(data) if keep else []
+    if keep and SCORE in {*names, *order}:
+        raise CommandError(
+            f"--keep cannot copy the column {SCORE!r}: it has the scores' name. Rename it, or "
+            "leave --keep out."
+        )
     missing = "nan" if allow_missing else "error"
     rows = scored = impossible = 0
     total, start = 0.0, time.perf_counter()
-    tables = iter_table(data, names, chunk_rows=CHUNK, missing=missing)
+    tables = iter_table(data, names, chunk_rows=CHUNK, missing=missing, keep=keep)
     # Reading and writing run beside the scoring; a failure anywhere leaves no file.
     with TableWriter(output) as writer, Behind(writer.write) as out, Ahead(tables) as ahead:
         for table in ahead:
@@ -73,19 +80,22 @@ def score(
             if whole.any():
                 X, context = split(estimator, values[whole])
                 log_prob[whole] = estimator.score_samples(X, context=context)
-            kept = {name: values[:, i] for i, name in enumerate(names)} if keep else {}
-            out.put({**kept, SCORE: log_prob})
+            out.put({**(_kept(table, order) if keep else {}), SCORE: log_prob})
             finite = np.isfinite(log_prob)
             rows += len(values)
             scored += int(finite.sum())
             impossible += int(np.isneginf(log_prob).sum())
             total += float(log_prob[finite].sum())
     seconds = time.perf_counter() - start
-    mean = f"mean log_prob {total / scored:.4f}, " if scored else ""
     rate = rows / max(seconds, 1e-9)
-    typer.echo(f"{rows:,} rows, {mean}{duration(seconds)} ({rate:,.0f} rows/s).")
+    typer.echo(f"{rows:,} rows, {duration(seconds)} ({rate:,.0f} rows/s).")
+    if scored:
+        typer.echo(f"Mean: {nats(-total / scored)}.")
     if impossible:
-        typer.echo(f"{impossible:,} rows lie outside the bounds of a column: log_prob is -inf.")
+        typer.echo(
+            f"{impossible:,} rows lie outside the bounds of a column, or hold a value that it "
+            "cannot take: log_prob is -inf."
+        )
     if rows > scored + impossible:
         typer.echo(f"{rows - scored - impossible:,} rows with missing values have no log_prob.")
     typer.echo(f"Written to {output}.")
@@ -137,7 +147,7 @@ def sample(
         for count, state in zip(counts, seeds, strict=True)
     )
     if output.suffix.lower() == ".npy":
-        _save_array(output, np.concatenate(list(drawn)))
+        save_array(output, np.concatenate(list(drawn)))
     else:
         with TableWriter(output) as writer:
             for rows in drawn:
@@ -146,16 +156,12 @@ def sample(
     typer.echo(f"{number:,} samples in {duration(seconds)}, written to {output}.")
 
 
-def _save_array(path: Path, rows: Any) -> None:
-    import numpy as np
-
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, rows, allow_pickle=False)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _kept(table: Any, order: list[str]) -> dict[str, Any]:
+    """Return all columns of a table in the order of the file; used ones as numbers."""
+    used = {name: table.values[:, i] for i, name in enumerate(table.names)}
+    if table.others is None:
+        return {name: used[name] for name in order} if set(order) == set(used) else used
+    return {name: used[name] if name in used else table.others[name] for name in order}
 
 
 def _context(estimator: Any, text: str | None) -> Any:

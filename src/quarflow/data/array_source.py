@@ -6,10 +6,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quarflow.data.source import TableError, not_a_number
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _KINDS = {"O": "Python objects", "U": "text", "S": "text", "M": "dates", "m": "time spans"}
 
@@ -45,17 +49,37 @@ class ArraySource:
                 found[i] = f"holds {_KINDS.get(kind, values.dtype)}, not numbers"
         return found
 
-    def chunks(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
+    def chunks(
+        self, columns: Sequence[int], rows: int, others: Sequence[int] = ()
+    ) -> Iterator[tuple[np.ndarray, pl.DataFrame | None]]:
         """See Source."""
         wrong = self.not_numeric()
         for i in columns:
             if i in wrong:
                 raise TableError(f"{self.path}: column {self.names[i]!r} {wrong[i]}.")
         chosen = [self._columns_by_name[self.names[i]] for i in columns]
-        for start in range(0, len(chosen[0]), rows):
-            yield np.stack(
-                [np.asarray(c[start : start + rows], dtype=np.float64) for c in chosen], axis=1
-            )
+        for start in range(0, max(len(chosen[0]), 1), rows):
+            part = slice(start, start + rows)
+            values = np.stack([np.asarray(c[part], dtype=np.float64) for c in chosen], axis=1)
+            yield values, self._kept(others, part)
+
+    def _kept(self, others: Sequence[int], part: slice) -> pl.DataFrame | None:
+        """Other columns as they are, as far as a table can hold them."""
+        import polars as pl
+
+        if not others:
+            return None
+        found = []
+        for name in (self.names[i] for i in others):
+            values = np.asarray(self._columns_by_name[name][part])
+            kind = values.dtype.kind
+            if values.ndim != 1 or kind not in "biufUSMm":
+                raise TableError(f"{self.path}: column {name!r} cannot be kept in a table.")
+            if kind in "Mm":  # to the unit that tables have
+                values = values.astype("datetime64[us]" if kind == "M" else "timedelta64[us]")
+            found.append(pl.Series(name, values.astype(str) if kind == "S" else values))
+
+        return pl.DataFrame(found)
 
     def _load(self) -> np.ndarray | dict[str, np.ndarray | None]:
         """The array, or the arrays of an archive (None for one that would need unpickling)."""

@@ -9,6 +9,7 @@ import numpy as np
 SORTED_ROWS = 200_000  # rows looked at for ties: sorting more tells nothing new
 TAIL_ROWS = 20_000  # rows that decide whether tails are tamed
 ATOM_SHARE, ATOM_ROWS = 0.005, 5  # a value repeated this often is no accident of rounding
+REPEATED_SHARE = 0.001  # values repeated this often stay apart
 FLOOR = 1e-3  # ties are spread over at least this part of the column's spread
 COMMON = 0.98  # a lattice that holds this part of the rows is the column's own
 OFF_LATTICE = 0.02  # how far from the lattice a value may lie, in steps
@@ -37,7 +38,7 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
     up 0.5 % of the rows. `forced`: the user says so.
     """
     sample = subsample(x, SORTED_ROWS)
-    values, counts = _distinct(sample)
+    values, counts = distinct(sample)
     rows = len(sample)
     atom = counts >= max(ATOM_ROWS, ATOM_SHARE * rows)
     crowding = len(values) / rows
@@ -50,6 +51,9 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
     quartiles = np.percentile(rest, [25, 75]) if len(rest) else np.zeros(2)
     middle = float(quartiles[1] - quartiles[0])  # keeps long tails from setting the floor
     floor = FLOOR * (min(wide, middle) if middle > 0 else wide)
+    # a few large values must not merge the small ones
+    neighbours = values[counts >= max(ATOM_ROWS, REPEATED_SHARE * rows)]
+    floor = min(floor, float(np.diff(neighbours).min(initial=np.inf)))
     often = np.argsort(-counts, kind="stable")[: min(int(atom.sum()), 64)]
     atoms = tuple(float(value) for value in np.sort(values[often]))
     find = _whole_lattice if whole else _lattice
@@ -63,7 +67,8 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
             lattice = coarse
     if lattice is not None:
         origin, grid = lattice
-        if atoms and grid < floor:  # so fine that it is nearly continuous, but for the atoms
+        # so fine that it is nearly continuous, but for the atoms
+        if atoms and grid < floor * (1 - OFF_LATTICE):
             return Ties(floor, grid, origin, atoms)
         if forced or whole or atoms or crowding < 0.5:
             return Ties(grid, grid, origin, ())
@@ -75,7 +80,8 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
     if gaps.min() >= floor:
         step = float(gaps.min())  # few values, far apart
     elif len(rest) == 0 or (~atom).sum() / len(rest) < 0.2:
-        step = max(floor, float(np.median(gaps)))  # tied throughout: the usual gap
+        # tied throughout: the usual gap, but no wider than between values that repeat
+        step = max(floor, min(float(np.median(gaps)), _closest(values, counts)))
     return Ties(step, None, 0.0, atoms)
 
 
@@ -122,12 +128,17 @@ def _asinh_fit(v: np.ndarray, center: float, spread: float) -> float:
     return -float(np.log(deviation)) - float(np.log(np.hypot(1.0, t)).mean()) - np.log(spread)
 
 
-def _distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct values and their counts; values that differ by float rounding count as one."""
     values, counts = np.unique(x, return_counts=True)
     rounding = 16 * np.finfo(np.float64).eps * float(np.abs(values).max())
     first = np.flatnonzero(np.diff(values, prepend=-np.inf) > rounding)
     return values[first], np.add.reduceat(counts, first)
+
+
+def _closest(values: np.ndarray, counts: np.ndarray) -> float:
+    """The smallest gap between neighbours among the values that repeat."""
+    return float(np.diff(values[counts > 1]).min(initial=np.inf))
 
 
 def _common(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -3,29 +3,19 @@ r"""The map from data units to standardised values, with its exact log-det."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from quarflow.data.column_levels import LevelMap
+from quarflow.data.column_reference import BetaMap, GammaMap, reference_maps
 from quarflow.transforms.base import Transform
 
+if TYPE_CHECKING:
+    from quarflow.data.column import Column
+
 __all__ = ["ColumnTransform"]
-
-
-class _Column(Protocol):
-    """What a column must tell; `quarflow.data.columns.Column` does."""
-
-    @property
-    def support(self) -> tuple[float, float]: ...
-    @property
-    def center(self) -> float: ...
-    @property
-    def spread(self) -> float | None: ...
-    @property
-    def mean(self) -> float: ...
-    @property
-    def scale(self) -> float: ...
 
 
 class ColumnTransform(Transform):
@@ -36,6 +26,10 @@ class ColumnTransform(Transform):
              \log(x - l) - \log(u - x) \\
         w &= v \quad \text{or} \quad \mathrm{asinh}((v - c) / s) \\
         z &= (w - m) / a
+
+    A column with levels, or with the shape of a reference density, has
+    :math:`z = \Phi^{-1}(G(x))` instead: see :class:`LevelMap`, :class:`GammaMap` and
+    :class:`BetaMap`.
 
     Takes data (*, D) of any float type and computes, and returns, float64, so that log-dets are
     exact. Outside the support of a bounded column, and on its edge, the ladj is -inf (density
@@ -51,21 +45,33 @@ class ColumnTransform(Transform):
         tensor([3., 1.], dtype=torch.float64)
     """
 
-    def __init__(self, columns: Sequence[_Column]) -> None:
+    def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
 
         def row(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64)
 
-        self.lower = row([column.support[0] for column in columns])
-        self.upper = row([column.support[1] for column in columns])
+        by_levels = [j for j, column in enumerate(columns) if column.levels]
+        by_shape = [j for j, c in enumerate(columns) if c.shape is not None and not c.levels]
+        own = {*by_levels, *by_shape}  # these have maps of their own
+        open_ends = (-torch.inf, torch.inf)
+        support = [open_ends if j in own else c.support for j, c in enumerate(columns)]
+        self.lower = row([ends[0] for ends in support])
+        self.upper = row([ends[1] for ends in support])
         self.center = row([column.center for column in columns])
         self.spread = row([column.spread or 1.0 for column in columns])
-        self.tamed = torch.tensor([column.spread is not None for column in columns])
+        self.tamed = torch.tensor(
+            [column.spread is not None and j not in own for j, column in enumerate(columns)]
+        )
         self.mean = row([column.mean for column in columns])
         self.scale = row([column.scale for column in columns])
         self._tames = bool(self.tamed.any())
         self._bounded = bool((self.lower.isfinite() | self.upper.isfinite()).any())
+        self.maps: list[tuple[Tensor, LevelMap | GammaMap | BetaMap]] = []
+        if by_levels:
+            self.maps.append((torch.tensor(by_levels), LevelMap([columns[j] for j in by_levels])))
+        for where, found in reference_maps(columns):
+            self.maps.append((torch.tensor(where), found))
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z (*, D) and the ladj (*), float64."""
@@ -77,6 +83,9 @@ class ColumnTransform(Transform):
             root = torch.hypot(torch.ones_like(t), t)
             ladj = ladj - torch.where(self.tamed, root.log() + self.spread.log(), 0.0)
             v = torch.where(self.tamed, torch.asinh(t), v)
+        for where, own in self.maps:
+            z, slope = own.call(x[..., where])
+            v, ladj = v.index_copy(-1, where, z), ladj.index_copy(-1, where, slope)
 
         return (v - self.mean) / self.scale, (ladj - self.scale.log()).sum(-1)
 
@@ -88,6 +97,8 @@ class ColumnTransform(Transform):
         bent = self.spread * torch.sinh(torch.where(self.tamed, w, 0.0)) + self.center
         v = torch.where(self.tamed, bent, w)
         x = self._rebound(v) if self._bounded else v
+        for where, own in self.maps:
+            x = x.index_copy(-1, where, own.inverse(w[..., where]))
 
         return x, -self.call_and_ladj(x)[1]
 
@@ -129,6 +140,9 @@ class ColumnTransform(Transform):
         if self.mean.device != x.device:
             for name in ("lower", "upper", "center", "spread", "tamed", "mean", "scale"):
                 setattr(self, name, getattr(self, name).to(x.device))
+            self.maps = [(where.to(x.device), own) for where, own in self.maps]
+            for _, own in self.maps:
+                own.to(x.device)
 
         return x.to(torch.float64)
 

@@ -80,7 +80,9 @@ class CsvSource:
                     found[i] = bad.why
         return found
 
-    def chunks(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
+    def chunks(
+        self, columns: Sequence[int], rows: int, others: Sequence[int] = ()
+    ) -> Iterator[tuple[np.ndarray, pl.DataFrame | None]]:
         """See Source; how many rows come at a time is set by BLOCK, not by `rows`."""
         import polars as pl
 
@@ -97,8 +99,27 @@ class CsvSource:
                     name = self.names[bad.column]
                     raise TableError(f"{self.path}: column {name!r} {bad.why}.") from None
             start += len(out)
+            kept = self._texts(block, line, others) if others else None
             if len(out):
-                yield out
+                yield out, kept
+        if not start:
+            names = [self.names[i] for i in others]
+            empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String)) if others else None
+            yield np.empty((0, len(columns))), empty
+
+    def _texts(self, block: bytes, line: int, others: Sequence[int]) -> pl.DataFrame:
+        """Columns of a block as they are written, the numbers in them too."""
+        try:
+            block.decode()
+        except UnicodeDecodeError:
+            raise TableError(
+                f"{self.path} is not UTF-8 text, so its other columns cannot be kept; save it as "
+                "UTF-8."
+            ) from None
+        frame = self._frame(block, line, others, as_text=True, missing=[])
+        return frame.select(f"c{i}" for i in others).rename(
+            {f"c{i}": self.names[i] for i in others}
+        )
 
     def _blocks(self) -> Iterator[tuple[bytes, int]]:
         """Whole records, about BLOCK bytes at a time, and the line number of the first."""
@@ -128,7 +149,13 @@ class CsvSource:
                 rest = block[end:]
 
     def _frame(
-        self, block: bytes, line: int, columns: Sequence[int], *, as_text: bool
+        self,
+        block: bytes,
+        line: int,
+        columns: Sequence[int],
+        *,
+        as_text: bool,
+        missing: list[str] = MISSING,
     ) -> pl.DataFrame:
         """Parse one block; raises TableError, naming the line, where lines are ragged."""
         import polars as pl
@@ -144,7 +171,7 @@ class CsvSource:
                 has_header=False,
                 separator=self.separator,
                 schema=schema,
-                null_values=MISSING,
+                null_values=missing or None,
                 encoding="utf8-lossy",
             ).select(f"c{i}" for i in sorted({*chosen, last}))
         except pl.exceptions.PolarsError as error:

@@ -61,7 +61,9 @@ class ParquetSource:
                 found[i] = f"holds values of type {kind}, not numbers"
         return found
 
-    def chunks(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
+    def chunks(
+        self, columns: Sequence[int], rows: int, others: Sequence[int] = ()
+    ) -> Iterator[tuple[np.ndarray, pl.DataFrame | None]]:
         """See Source. Slices of the scan, not collect_batches: that one reads far ahead."""
         import polars as pl
 
@@ -74,10 +76,12 @@ class ParquetSource:
         numbers = self._table.select(
             pl.nth(i).cast(pl.Float64).alias(f"c{k}") for k, i in enumerate(columns)
         )
-        rows = max(rows, SLICE // len(columns))
-        for start in range(0, count, rows):
+        rest = self._table.select(pl.nth(i) for i in others)
+        rows = max(rows, SLICE // (len(columns) + len(others)))
+        for start in range(0, max(count, 1), rows):
             frame: pl.DataFrame = self._run(numbers.slice(start, rows).collect)
-            yield frame.to_numpy(order="c", writable=True)
+            kept = self._run(rest.slice(start, rows).collect) if others else None
+            yield frame.to_numpy(order="c", writable=True), kept
 
     def _text(self, i: int) -> str:
         """An example of the text in a column, and its row."""

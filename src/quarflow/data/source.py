@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _DATE = re.compile(r"^\s*(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})([T ].*)?$")
 
@@ -27,11 +30,47 @@ class Source(Protocol):
     def not_numeric(self) -> Mapping[int, str]:
         """Columns that hold no numbers, by position, each with what is wrong with it."""
 
-    def chunks(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
+    def chunks(
+        self, columns: Sequence[int], rows: int, others: Sequence[int] = ()
+    ) -> Iterator[tuple[np.ndarray, pl.DataFrame | None]]:
         """float64 arrays (n, len(columns)) in file order, NaN where a value is missing.
 
-        About `rows` rows at a time; raises TableError for a value that is no number.
+        About `rows` rows at a time; raises TableError for a value that is no number. With them
+        comes a frame of the `others` as they are in the file, None if there are none.
         """
+
+
+def check_here(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse what is no file of a table on this machine, saying what it is instead.
+
+    Raises:
+        TableError: for an address, a folder, a pipe or device, or nothing at all.
+
+    Example:
+        >>> check_here(Path("https://example.org/data.csv"), [".csv"])
+        Traceback (most recent call last):
+        ...
+        quarflow.data.source.TableError: https://example.org/data.csv is an address on the ...
+    """
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            raise TableError(f"{path} is the folder of a model, where a table is wanted.")
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+        hint = f"such as {inside[0]}" if inside else f"which ends in {', '.join(suffixes)}"
+        raise TableError(f"{path} is a folder, not a file; a table is one file, {hint}.")
+    address = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
+    if address and not path.exists():
+        raise TableError(
+            f"{address[1]}://{address[2]} is an address on the network, not a file; download it "
+            "first."
+        )
+    if path.suffix.lower() not in suffixes:
+        known = ", ".join(suffixes)
+        raise TableError(f"{path}: the kind of table is told by the ending, one of {known}.")
+    if not path.exists():
+        raise TableError(f"There is no file {path}.")
+    if not path.is_file():
+        raise TableError(f"{path} is a pipe or a device; save the table as a file first.")
 
 
 def shorten(text: object, width: int = 40) -> str:

@@ -63,13 +63,16 @@ class TableWriter:
         )
         return self
 
-    def write(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Append rows: 1-D arrays of equal length under the same names as before."""
+    def write(self, columns: Mapping[str, np.ndarray | pl.Series]) -> None:
+        """Append rows: 1-D arrays, or series, of equal length under the same names as before."""
         import polars as pl
 
         if self._folder is None:
             raise RuntimeError("TableWriter.write is called inside its `with` block.")
-        arrays = {name: np.asarray(values) for name, values in columns.items()}
+        arrays = {
+            name: values if isinstance(values, pl.Series) else np.asarray(values)
+            for name, values in columns.items()
+        }
         names = list(arrays)
         lengths = {array.shape for array in arrays.values()}
         if not names or len(lengths) != 1 or len(next(iter(lengths))) != 1:
@@ -80,10 +83,18 @@ class TableWriter:
             raise ValueError(f"The columns were {self._names} at first and are now {names}.")
         frame = pl.DataFrame(
             {
-                name: pl.Series(name, array, nan_to_null=array.dtype.kind == "f")
+                name: array.alias(name)
+                if isinstance(array, pl.Series)
+                else pl.Series(name, array, nan_to_null=array.dtype.kind == "f")
                 for name, array in arrays.items()
             }
         )
+        for name, kind in frame.schema.items():
+            if self._csv and (kind.is_nested() or kind in (pl.Binary, pl.Object)):
+                raise TableError(
+                    f"Column {name!r} holds values of type {kind}, which have no place in a .csv; "
+                    "write a .parquet instead."
+                )
         self._waiting.append(frame)
         self._rows += len(frame)
         if self._rows >= PART_ROWS:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from quarflow.data.array_source import ArraySource
 from quarflow.data.csv_source import CsvSource
 from quarflow.data.parquet_source import ParquetSource
-from quarflow.data.source import Source, TableError, listed, no_such_column
+from quarflow.data.source import Source, TableError, check_here, listed, no_such_column
 from quarflow.data.table_writer import TableWriter
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = ["Table", "TableError", "TableWriter", "column_names", "iter_table", "read_table"]
 
@@ -27,18 +30,30 @@ _READERS: dict[str, type[CsvSource] | type[ParquetSource] | type[ArraySource]] =
     ".npz": ArraySource,
 }
 
+ENDINGS = tuple(_READERS)
+
+# What to do about it: the option of the command, and the argument of the function.
+COLUMNS = "--columns (columns= of quarflow.data.read_table)"
+DROP = "Leave such rows out with --drop-missing (drop_missing=True of quarflow.data.read_table)"
+NO_SCORE = (
+    'Go on without such rows\' scores with --allow-missing (missing="nan" of '
+    "quarflow.data.iter_table)"
+)
+
 
 @dataclass
 class Table:
     """Rows of numbers with named columns.
 
     names: D names; values: float64 (N, D), C-contiguous, finite (but see `iter_table`);
-    dropped: how many rows were left out because a value was missing or infinite.
+    dropped: how many rows were left out because a value was missing or infinite; others: columns
+    that were not asked for, as they are in the file, where `iter_table` keeps them.
     """
 
     names: list[str]
     values: np.ndarray
     dropped: int = 0
+    others: pl.DataFrame | None = field(default=None, repr=False)
 
 
 def read_table(
@@ -68,7 +83,7 @@ def read_table(
     parts: list[np.ndarray] = []
     missing = _Missing(names)
     rows = kept = 0
-    for chunk in source.chunks(index, 65536):
+    for chunk, _ in source.chunks(index, 65536):
         finite = missing.look(chunk, rows)
         rows += len(chunk)
         parts.append(chunk if finite.all() else chunk[finite])
@@ -76,7 +91,7 @@ def read_table(
     if not rows:
         raise TableError(f"{source.path} has no rows.")
     if missing.counts and not drop_missing:
-        raise missing.error(source.path)
+        raise missing.error(source.path, DROP)
     if not kept:
         raise TableError(
             f"{source.path}: every one of its {rows:,} rows has a missing or infinite value, "
@@ -92,19 +107,29 @@ def iter_table(
     *,
     chunk_rows: int = 65536,
     missing: Literal["error", "nan"] = "error",
+    keep: bool = False,
 ) -> Iterator[Table]:
     """Read a table in bounded memory: tables of `chunk_rows` rows (the last may be shorter).
 
     The rows come in the order of the file. With missing="nan" a missing or infinite value
-    becomes NaN instead of an error. What is wrong with the file as a whole (no such column,
-    cut off) raises TableError at once, a bad value when its row is reached.
+    becomes NaN instead of an error. With `keep` each table has the `others` too, and is of about
+    `chunk_rows` rows. A file without rows gives one table without rows. What is wrong with the
+    file as a whole (no such column, cut off) raises TableError at once, a bad value when its row
+    is reached.
     (.npz archives are decompressed whole; use .npy or .parquet where memory is short.)
     """
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, not {chunk_rows}.")
     source = _open(path)
     names, index = _select(source, columns)
-    return _iterate(source, names, index, chunk_rows, missing)
+    others = [i for i in range(len(source.names)) if i not in set(index)] if keep else []
+    for name in (source.names[i] for i in others):
+        if source.names.count(name) > 1:
+            raise TableError(f"{source.path}: two columns are called {name!r}; rename one.")
+    pieces = source.chunks(index, chunk_rows, others)
+    if not others:
+        pieces = ((chunk, None) for chunk in _rechunk((c for c, _ in pieces), chunk_rows))
+    return _iterate(source, names, pieces, missing)
 
 
 def column_names(path: str | PathLike[str]) -> list[str]:
@@ -113,26 +138,27 @@ def column_names(path: str | PathLike[str]) -> list[str]:
 
 
 def _iterate(
-    source: Source, names: list[str], index: list[int], chunk_rows: int, missing: str
+    source: Source,
+    names: list[str],
+    pieces: Iterator[tuple[np.ndarray, pl.DataFrame | None]],
+    missing: str,
 ) -> Iterator[Table]:
     rows = 0
-    for chunk in _rechunk(source.chunks(index, chunk_rows), chunk_rows):
+    for chunk, others in pieces:
         if missing == "nan":
             chunk[~np.isfinite(chunk)] = np.nan
         else:
             seen = _Missing(names)
             if not seen.look(chunk, rows).all():
-                raise seen.error(source.path, counted=False)
+                raise seen.error(source.path, NO_SCORE, counted=False)
         rows += len(chunk)
-        yield Table(list(names), chunk)
-    if not rows:
-        raise TableError(f"{source.path} has no rows.")
+        yield Table(list(names), chunk, others=others)
 
 
 def _rechunk(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
     """The same rows in arrays of exactly `rows` rows, but for the last."""
     waiting: list[np.ndarray] = []
-    count = 0
+    count = seen = 0
     for part in parts:
         waiting.append(part)
         count += len(part)
@@ -142,23 +168,17 @@ def _rechunk(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
         whole = count - count % rows
         for start in range(0, whole, rows):
             yield np.array(joined[start : start + rows])
+        seen += whole
         waiting, count = [joined[whole:]], count - whole
-    if count:
+    if count or not seen:  # a table without rows is one, too
         yield np.concatenate(waiting)
 
 
 def _open(path: str | PathLike[str]) -> Source:
     path = Path(path)
-    reader = _READERS.get(path.suffix.lower())
-    if path.is_dir():
-        raise TableError(f"{path} is a folder, not a file.")
-    if reader is None:
-        known = ", ".join(_READERS)
-        raise TableError(f"{path}: the kind of table is told by the ending, one of {known}.")
-    if not path.exists():
-        raise TableError(f"There is no file {path}.")
+    check_here(path, ENDINGS)
     try:
-        return reader(path)
+        return _READERS[path.suffix.lower()](path)
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror or error}.") from None
 
@@ -178,7 +198,7 @@ def _select(source: Source, columns: Sequence[str] | None) -> tuple[list[str], l
             example = f", such as --columns {','.join(some)}" if numeric else ""
             raise TableError(
                 f"{source.path}: column {source.names[first]!r} {why}{also}. "
-                f"Name the columns to use with --columns (columns= in Python){example}."
+                f"Name the columns to use with {COLUMNS}{example}."
             )
         return list(source.names), list(range(len(source.names)))
     names = [columns] if isinstance(columns, str) else list(columns)
@@ -207,7 +227,7 @@ def _check_unambiguous(source: Source, names: Sequence[str]) -> None:
         if not name:
             raise TableError(
                 f"{source.path}: column {places[0]} has no name. If it is a row index that pandas "
-                "wrote, leave it out with --columns (columns= in Python)."
+                f"wrote, leave it out with {COLUMNS}."
             )
         if len(places) > 1:
             raise TableError(
@@ -235,7 +255,7 @@ class _Missing:
             self.infinite[j] = self.infinite.get(j, 0) + int(np.isinf(chunk[:, j]).sum())
         return ~bad.any(axis=1)
 
-    def error(self, path: Path, *, counted: bool = True) -> TableError:
+    def error(self, path: Path, advice: str, *, counted: bool = True) -> TableError:
         told = []
         for j in sorted(self.counts)[:3]:
             count, row = self.counts[j], self.first[j]
@@ -251,7 +271,4 @@ class _Missing:
         more = len(self.counts) - len(told)
         if more:
             told.append(f"{more} more column{'s' if more > 1 else ''} too")
-        return TableError(
-            f"{path}: {'; '.join(told)}. "
-            "Leave such rows out with --drop-missing (drop_missing=True in Python)."
-        )
+        return TableError(f"{path}: {'; '.join(told)}. {advice}.")

@@ -12,6 +12,7 @@ from quarflow.flows.actnorm import ActNorms
 from quarflow.flows.bases import base as make_base
 from quarflow.flows.checks import check_sizes
 from quarflow.flows.flow import Flow
+from quarflow.nn.draws import normal_
 from quarflow.transforms import Transform
 
 __all__ = ["ClosedForm"]
@@ -40,7 +41,9 @@ class ClosedForm(Flow):
         check_sizes(features, context, transforms, hidden_features)
         self.steps, self.inverse, self.sizes = transforms, inverse, dict(sizes)
         total = sum(sizes.values())
-        parts = [spreads[name] * torch.randn(transforms, size) for name, size in sizes.items()]
+        parts = [
+            spreads[name] * normal_(torch.empty(transforms, size)) for name, size in sizes.items()
+        ]
         self.free = nn.Parameter(torch.cat(parts, -1))
         self.network = _network(context, hidden_features, transforms * total) if context else None
         self.actnorms = ActNorms(transforms + 1, features)
@@ -72,11 +75,12 @@ class ClosedForm(Flow):
 def _network(context: int, hidden_features: Sequence[int], outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in hidden_features:
-        layers += [nn.Linear(context, width), nn.ELU()]
+        layers += [nn.Linear(context, width, dtype=torch.float32), nn.ELU()]
         context = width
-    last = nn.Linear(context, outputs)
+    last = nn.Linear(context, outputs, dtype=torch.float32)
     with torch.no_grad():
         last.weight.mul_(0.1)
         last.bias.zero_()
 
-    return nn.Sequential(*layers, last)
+    # drawn in float32, whatever the default is
+    return nn.Sequential(*layers, last).to(torch.get_default_dtype())

@@ -11,7 +11,7 @@ from torch import Tensor
 from quarflow.flows.actnorm import ActNorms
 from quarflow.flows.bases import base as make_base
 from quarflow.flows.flow import Flow
-from quarflow.flows.linear import LinearMixes
+from quarflow.flows.linear import GaussianStart, LinearMixes
 from quarflow.nn import Branch
 from quarflow.transforms import Composed, QuARChain, QuARStep, Transform
 
@@ -19,6 +19,7 @@ __all__ = ["QuAR"]
 
 ORDERS = ("alternate", "fixed")
 MIXES = ("none", "lu")
+STARTS = ("none", "gaussian")
 
 SPIKY = 4.0  # peaks of a density, in units of a normal one's, from which units are sharpened
 MAX_SHARPNESS = 10.0  # 30 was worse on the spiky columns of HIGGS
@@ -73,6 +74,8 @@ class QuAR(Flow):
         mix: ``lu`` puts an invertible linear mix before each step, ``none`` nothing.
         base: ``normal``, or ``student-t`` for heavy tails.
         trick: Whether theta of the Lipschitz Trick is learned.
+        start: ``gaussian`` puts a fixed linear map before the first step, which
+            :meth:`start_from` sets; ``none`` nothing.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -99,6 +102,7 @@ class QuAR(Flow):
         mix: Literal["none", "lu"] = "none",
         base: Literal["normal", "student-t"] = "normal",
         trick: bool = True,
+        start: Literal["none", "gaussian"] = "none",
     ) -> None:
         super().__init__(features, context)
         if transforms < 1:
@@ -108,6 +112,9 @@ class QuAR(Flow):
         if mix not in MIXES:
             raise ValueError(f"mix must be one of {MIXES}, not {mix!r}.")
 
+        if start not in STARTS:
+            raise ValueError(f"start must be one of {STARTS}, not {start!r}.")
+
         self.order, self.mix = order, mix
         reverse = [order == "alternate" and t % 2 == 1 for t in range(transforms)]
         self.branches = Branch(
@@ -115,12 +122,14 @@ class QuAR(Flow):
         )
         self.actnorms = ActNorms(transforms + 1, features)
         self.mixes = LinearMixes(transforms, features) if mix == "lu" and features > 1 else None
+        self.start = GaussianStart(features, context) if start == "gaussian" else None
         self.base = make_base(base, features)
 
     def transforms(self, c: Tensor | None) -> list[Transform]:
-        """Affine, (mix,) step, affine, ..., affine."""
+        """(Start,) affine, (mix,) step, affine, ..., affine."""
         affines, mixes = self.actnorms(), self.mixes() if self.mixes is not None else None
-        chain: list[Transform] = [affines[0]]
+        chain: list[Transform] = [] if self.start is None else [self.start(c)]
+        chain.append(affines[0])
         for t, branch in enumerate(self.branches.bind(c)):
             if mixes is not None:
                 chain.append(mixes[t])
@@ -133,7 +142,28 @@ class QuAR(Flow):
         if self.mixes is not None:
             return super().transform(c)
 
-        return QuARChain(self.branches.bind(c), *self.actnorms.stacked())
+        first = None if self.start is None else self.start(c)
+
+        return QuARChain(self.branches.bind(c), *self.actnorms.stacked(), first)
+
+    def start_from(self, matrix: Tensor, shift: Tensor, context: Tensor | None = None) -> None:
+        r"""Start from the Gaussian that z = matrix x + shift + context c makes standard.
+
+        The affine maps between the steps stay identities: what they would standardise on the
+        rows that the Gaussian was fitted to is too narrow for others.
+
+        Arguments:
+            matrix: Lower triangular with a positive diagonal, shape (D, D).
+            shift: Shape (D).
+            context: Shape (D, C), None without context.
+
+        Raises:
+            ValueError: if the flow was made without ``start="gaussian"``.
+        """
+        if self.start is None:
+            raise ValueError("This flow has no such map: make it with start='gaussian'.")
+        self.start.set(matrix, shift, context)
+        self.actnorms.initialized.fill_(True)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:

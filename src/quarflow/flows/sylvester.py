@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quarflow.flows.closed_form import ClosedForm
+from quarflow.nn.draws import normal_
 from quarflow.transforms import SylvesterStep
 
 __all__ = ["SylvesterFlow"]
@@ -56,7 +57,7 @@ class SylvesterFlow(ClosedForm):
             features, context, transforms, hidden_features, inverse, base, sizes, spreads
         )
         self.ridges = M
-        self.directions = nn.Parameter(torch.randn(transforms, features, M))
+        self.directions = nn.Parameter(normal_(torch.empty(transforms, features, M)))
 
     def step(self, t: int, parameters: dict[str, Tensor]) -> SylvesterStep:
         """One step; Q is the orthogonal factor of a free matrix."""

@@ -14,20 +14,21 @@ __all__ = ["gradients", "product", "usable"]
 MAX_UNITS = 32  # wider blocks are better off with large matrix products
 
 
-def usable(blocks: Sequence[Tensor]) -> bool:
-    """Whether the kernel can bound these, shapes (*, m, n)."""
+def usable(blocks: Sequence[Tensor], of_product: Tensor | None = None) -> bool:
+    """Whether the kernel can bound these, shapes (*, m, n), or go back from their product."""
     return (
         1 < len(blocks) <= MAX_LAYERS
         and max([max(b.shape[-2:]) for b in blocks]) <= MAX_UNITS
         and readable(blocks)
+        and (of_product is None or readable([of_product]))
     )
 
 
 def product(blocks: Sequence[Tensor]) -> Tensor:
-    """The product of the bounds of the balanced layers, shape (*)."""
+    """The product of the bounds of the balanced layers, shape (*), in float64."""
     blocks = [b.contiguous() for b in blocks]
-    found = blocks[0].new_empty(blocks[0].shape[:-2])
-    call("bounds", found.dtype, _numbers(blocks), pointers(blocks), found, None, None)
+    found = blocks[0].new_empty(blocks[0].shape[:-2], dtype=torch.float64)
+    call("bounds", blocks[0].dtype, _numbers(blocks), pointers(blocks), found, None, None)
 
     return found
 
@@ -37,7 +38,9 @@ def gradients(blocks: Sequence[Tensor], of_product: Tensor) -> list[Tensor]:
     blocks = [b.contiguous() for b in blocks]
     found = [torch.empty_like(b) for b in blocks]
     given = of_product.contiguous()
-    call("bounds", given.dtype, _numbers(blocks), pointers(blocks), None, given, pointers(found))
+    call(
+        "bounds", blocks[0].dtype, _numbers(blocks), pointers(blocks), None, given, pointers(found)
+    )
 
     return found
 

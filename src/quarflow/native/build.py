@@ -6,15 +6,17 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from quarflow.allocator import keep_freed_memory
+from quarflow.native import cache as kept
 
 __all__ = ["library", "status"]
 
@@ -53,9 +55,6 @@ def status() -> str:
 def _build() -> _Build:
     """Compile, unless that was done, and load.
 
-    The compiled library lies in ``native/`` of the cache folder (``QUARFLOW_CACHE``, else
-    ``XDG_CACHE_HOME/quarflow``, else ``~/.cache/quarflow``, else one in the folder for temporary
-    files), under a name that tells sources, flags, compiler and processor apart.
     ``QUARFLOW_NATIVE=0`` turns the kernels off.
     """
     if os.environ.get("QUARFLOW_NATIVE", "1").strip().lower() in OFF:
@@ -79,71 +78,46 @@ def _build() -> _Build:
         log.warning("The kernels could not be compiled; torch is used instead. %s", detail)
         return _Build(None, f"not used: {detail.strip().splitlines()[-1][:200]}")
 
-    return _Build(kernels, f"compiled by {Path(compiler).name}, {path}")
+    return _Build(kernels, f"compiled by {shlex.join(compiler)}, {path}")
 
 
-def _compiler() -> str | None:
+def _compiler() -> list[str] | None:
+    """The command, with its path and what CXX says after it, as in ``ccache g++ -m64``."""
     # GCC: torch brings its OpenMP, of which clang knows nothing.
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
-    found = (shutil.which(name) for name in names)
+    asked = shlex.split(os.environ.get("CXX", ""))
+    for name, *arguments in [asked] if asked else [["g++"], ["c++"]]:
+        path = shutil.which(name)
+        if path:
+            return [path, *arguments]
 
-    return next((path for path in found if path), None)
+    return None
 
 
-def _compiled(compiler: str) -> Path:
+def _flags() -> list[str]:
+    """Those of all, then what ``QUARFLOW_CXXFLAGS`` adds: sanitizers, another optimisation."""
+    return [*FLAGS, *shlex.split(os.environ.get("QUARFLOW_CXXFLAGS", ""))]
+
+
+def _compiled(compiler: Sequence[str]) -> Path:
     """Where the compiled library is; it is made by one process, and others wait for it."""
-    from filelock import FileLock  # which torch needs too
-
-    folder = _cache_folder()
-    path = folder / f"kernels-{_key(compiler)}.so"
-    if path.exists():
-        return path
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            log.info("Compiling the kernels with %s, once: %s", compiler, path)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                objects = []
-                for source in sorted(SOURCES.glob("*.cpp")):
-                    objects.append(f"{scratch}/{source.stem}.o")
-                    _run(compiler, *FLAGS, "-c", str(source), "-o", objects[-1])
-                made = Path(scratch) / "kernels.so"
-                # Without -fopenmp: its functions are those that torch has loaded.
-                _run(compiler, "-shared", *objects, "-o", str(made))
-                made.replace(path)
-
-    return path
+    return kept.find_or_make(f"kernels-{_key(compiler)}.so", lambda path: _make(compiler, path))
 
 
-def _cache_folder() -> Path:
-    """Where compiled kernels are kept: as asked for, else in the user's cache, else in /tmp."""
-    asked = os.environ.get("QUARFLOW_CACHE")
-    if asked:
-        return _private(Path(asked) / "native")
-    try:
-        caches = os.environ.get("XDG_CACHE_HOME")
-        return _private((Path(caches) if caches else Path.home() / ".cache") / "quarflow/native")
-    except (OSError, RuntimeError):  # no home, or one that cannot be written to
-        return _private(Path(tempfile.gettempdir()) / f"quarflow-native-{os.getuid()}")
+def _make(compiler: Sequence[str], path: Path) -> None:
+    log.info("Compiling the kernels with %s, once: %s", shlex.join(compiler), path)
+    flags, objects = _flags(), []
+    for source in sorted(SOURCES.glob("*.cpp")):
+        objects.append(str(path.with_name(f"{source.stem}.o")))
+        _run(*compiler, *flags, "-c", str(source), "-o", objects[-1], scratch=path.parent)
+    # Without -fopenmp: its functions are those that torch has loaded.
+    linked = [flag for flag in flags if flag != "-fopenmp"]
+    _run(*compiler, *linked, "-shared", *objects, "-o", str(path), scratch=path.parent)
 
 
-def _private(folder: Path) -> Path:
-    """The folder, made if need be, if nobody else may write to it."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(
-            f"{folder} must belong to you and be writable by nobody else, since what lies there "
-            f"is executed"
-        )
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder} cannot be written to")
-
-    return folder
-
-
-def _key(compiler: str) -> str:
+def _key(compiler: Sequence[str]) -> str:
     """Of everything that the result depends on."""
-    parts = [" ".join(FLAGS).encode(), _run(compiler, "--version").encode()]
+    parts = [shlex.join([*compiler[1:], *_flags()]).encode()]
+    parts += [_run(*compiler, "--version").encode()]
     parts += [p.read_bytes() for p in sorted(SOURCES.iterdir()) if p.suffix in (".h", ".cpp")]
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
@@ -154,7 +128,18 @@ def _key(compiler: str) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, scratch: Path | None = None) -> str:
+    """What a command prints; its temporary files lie in the scratch folder too."""
+    # What is loaded into this process, such as a sanitizer, is not meant for a compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    if scratch:
+        environment["TMPDIR"] = str(scratch)
+
     return subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=PATIENCE
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=environment,
     ).stdout

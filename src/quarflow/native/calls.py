@@ -10,6 +10,7 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor, nn
 
+from quarflow.modes import traced
 from quarflow.native.build import library
 
 __all__ = ["ACTIVATIONS", "MAX_LAYERS", "call", "pointers", "readable"]
@@ -28,7 +29,7 @@ def readable(tensors: Sequence[Tensor]) -> bool:
         False
     """
     dtype = tensors[0].dtype
-    if torch.compiler.is_compiling() or dtype not in KINDS:
+    if torch.compiler.is_compiling() or traced() or dtype not in KINDS:
         return False
     for tensor in tensors:
         if type(tensor) not in PLAIN or tensor.dtype != dtype or tensor.device.type != "cpu":

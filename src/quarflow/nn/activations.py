@@ -66,21 +66,22 @@ def _elu(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.relu(x) + below, below + 1
 
 
-def _lipswish(x: Tensor) -> tuple[Tensor, Tensor]:
-    s = x.sigmoid()
-    part = s / 1.1
-    value = x * part
+FLAT = 700.0  # beyond it the sigmoid is 0 or 1 in any type; infinity times 0 would be no number
 
-    return value, torch.addcmul(part, value, 1 - s)
+
+def _lipswish(x: Tensor) -> tuple[Tensor, Tensor]:
+    s, bounded = x.sigmoid(), x.clamp(-FLAT, FLAT)
+    part = s / 1.1
+
+    return x.clamp(min=-FLAT) * part, torch.addcmul(part, bounded * part, 1 - s)
 
 
 def _lipswish_jet(x: Tensor) -> Jet:
-    s = x.sigmoid()
+    s, bounded = x.sigmoid(), x.clamp(-FLAT, FLAT)
     part, rest = s / 1.1, 1 - s
-    value = x * part
-    curvature = part * rest * torch.addcmul(x + 2, x, s, value=-2)
+    curvature = part * rest * torch.addcmul(bounded + 2, bounded, s, value=-2)
 
-    return value, torch.addcmul(part, value, rest), curvature
+    return x.clamp(min=-FLAT) * part, torch.addcmul(part, bounded * part, rest), curvature
 
 
 def _tanh(x: Tensor) -> tuple[Tensor, Tensor]:

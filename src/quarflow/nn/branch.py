@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from quarflow.nn.activations import activation as lookup
 from quarflow.nn.bound import BoundBranches
-from quarflow.nn.lipschitz_trick import check_sigma, lipschitz_trick, theta_parameter
+from quarflow.nn.lipschitz_trick import (
+    check_sigma,
+    lipschitz_trick,
+    refuse_overflow,
+    theta_parameter,
+)
 from quarflow.nn.norms import convolution_bound, product_bound, spectral_bound
 from quarflow.nn.triangular import TriangularLayer
 from quarflow.nn.value_diagonal import Pass
@@ -104,18 +109,29 @@ class _Branches(nn.Module):
             # Views: what is bound stays of its type when the module is moved to another one.
             blocks: list[Tensor] = [layer.diagonal.view_as(layer.diagonal) for layer in layers]
             biases = [layer.biases(c) for layer in layers]
-            P = self.product(weights)
-            scale, bound = lipschitz_trick(self.theta_raw, self.sigma, P, self.features)
-            weights[-1] = weights[-1] * scale.reshape(
-                *scale.shape, *(1,) * (weights[-1].dim() - 2)
-            )
-            blocks[-1] = blocks[-1] * scale[:, :, None, None]
-            last = biases[-1]
-            biases[-1] = last * scale.reshape(len(scale), *(1,) * (last.dim() - 2), -1)
+            scale = lipschitz_trick(self.theta_raw, self.sigma, self.product(weights))
+            refuse_overflow(weights, [layer.bias for layer in layers], scale)
+            weights[-1], blocks[-1] = scale.times(weights[-1]), scale.times(blocks[-1])
+            last = biases[-1]  # (T, D) or (T, *, D)
+            biases[-1] = scale.times(last.movedim(-1, 1)).movedim(1, -1)
+            bound = scale.bound.to(last.dtype).expand(len(last), self.features)
 
         return BoundBranches(
             self.flattened(weights), tuple(blocks), tuple(biases), self.passes(), bound
         )
+
+    @torch.no_grad()
+    def vanish(self) -> None:
+        """Make all branches 0 everywhere, so that the steps do nothing."""
+        for parameter in self.stack()[-1].parameters():
+            parameter.zero_()
+
+    @torch.no_grad()
+    def calm(self) -> None:
+        """Start as 0 everywhere, and with half of the budget that sigma allows."""
+        self.vanish()
+        if self.theta_raw is not None:
+            self.theta_raw.fill_(1.0)
 
     def flattened(self, weights: list[Tensor]) -> tuple[Tensor, ...]:
         """Effective weights as matrices, as the pass reads them."""

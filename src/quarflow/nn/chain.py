@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quarflow.modes import plain
 from quarflow.native import chain as native
 from quarflow.nn import recurrence
 from quarflow.nn.activations import Activation
@@ -91,6 +92,8 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
     Returns:
         Shapes (N, D) and (N).
     """
+    if plain():
+        return _forward(x, chain, keep=False)[:2]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *chain.tensors)):
         outputs = _Chain.apply((chain.activation, chain.shape), x, *chain.tensors)
         return outputs[0], outputs[1]

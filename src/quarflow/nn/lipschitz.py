@@ -11,6 +11,8 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from quarflow.nn.activations import activation as lookup
+from quarflow.nn.draws import uniform_
+from quarflow.nn.lipschitz_trick import limited
 from quarflow.nn.mlp import BoundMLP, StackedLinear
 from quarflow.nn.norms import convolution_bound, spectral_bound
 
@@ -48,22 +50,11 @@ class LipschitzLinear(StackedLinear):
 
     def effective(self) -> tuple[Tensor, Tensor]:
         """Effective weights, shape (T, out, in), and the bounds on their norms, shape (T)."""
-        return _normalised(self.weight, spectral_bound(self.weight), self.coeff)
+        return limited(self.weight, spectral_bound(self.weight), self.coeff)
 
     def extra_repr(self) -> str:
         """Shapes and coefficient, for printing."""
         return f"{super().extra_repr()}, coeff={self.coeff}"
-
-
-def _normalised(weight: Tensor, norm: Tensor, coeff: float) -> tuple[Tensor, Tensor]:
-    """Weights divided by what their norms, shape (T), exceed coeff by; and the new bounds."""
-    # Rounding must not lift the norm, nor the bound on it, above coeff.
-    coeff = coeff * (1 - 4 * torch.finfo(norm.dtype).eps)
-    excess = (norm / coeff).clamp_min(1)
-
-    return weight / excess.reshape(-1, *(1,) * (weight.dim() - 1)), (norm / excess).clamp_max(
-        coeff
-    )
 
 
 def _check_coeff(coeff: float) -> None:
@@ -185,8 +176,8 @@ class LipschitzConv2d(nn.Module):
         super().__init__()
         self.size, self.coeff = size, coeff
         shape = (steps, outputs, inputs, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape).uniform_(-1, 1))
-        self.bias = nn.Parameter(torch.empty(steps, outputs).uniform_(-1, 1))
+        self.weight = nn.Parameter(uniform_(torch.empty(shape)))
+        self.bias = nn.Parameter(uniform_(torch.empty(steps, outputs)))
         with torch.no_grad():
             self.weight.mul_((inputs * kernel_size**2) ** -0.5)
             self.bias.mul_((inputs * kernel_size**2) ** -0.5)
@@ -201,7 +192,7 @@ class LipschitzConv2d(nn.Module):
             taps = [(i - reach, j - reach) for i in range(width) for j in range(width)]
             norm = convolution_bound(self.weight.flatten(3).mT, taps, self.size)
 
-        return _normalised(self.weight, norm, self.coeff)
+        return limited(self.weight, norm, self.coeff)
 
     def extra_repr(self) -> str:
         """Shapes and coefficient, for printing."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quarflow.nn.activations import activation as lookup
+from quarflow.nn.derived import Derived
 from quarflow.nn.mlp import BoundMLP, StackedLinear
 
 __all__ = ["MADE", "MaskedLinear", "hidden_degrees", "input_degrees"]
@@ -40,7 +41,7 @@ def hidden_degrees(features: int, width: int, context: int) -> Tensor:
     return lowest + torch.arange(width) * (features - lowest) // width
 
 
-class MaskedLinear(StackedLinear):
+class MaskedLinear(Derived, StackedLinear):
     r"""A stack of linear layers in which some connections do not exist.
 
     Arguments:
@@ -59,11 +60,17 @@ class MaskedLinear(StackedLinear):
     def __init__(self, mask: Tensor, context: int = 0, gain: float = 1.0) -> None:
         steps, outputs, inputs = mask.shape
         super().__init__(steps, inputs, outputs, context)
-        self.register_buffer("mask", mask, persistent=False)
+        # Kept where no move of the module reaches it; the buffer is made of it.
+        self._mask = mask.cpu().numpy()
+        self.register_derived()
         with torch.no_grad():
             # As many connections as there are, not as many as there could be.
-            seen = mask.sum(-1, keepdim=True).clamp_min(1)
+            seen = self.mask.sum(-1, keepdim=True).clamp_min(1)
             self.weight.mul_(gain * (inputs / seen) ** 0.5)
+
+    def derive(self) -> dict[str, Tensor]:
+        """The mask."""
+        return {"mask": torch.from_numpy(self._mask)}
 
     def effective(self) -> Tensor:
         """Weights with exact zeros where the mask is False, shape (T, out, in)."""
@@ -106,16 +113,11 @@ class MADE(nn.Module):
         super().__init__()
         self._activation = lookup(activation)
         self.activation = activation
-        order = torch.stack([input_degrees(features, r) for r in reverse])  # (T, D)
-        before = order
-        layers = []
-        for width in hidden_features:
-            degrees = hidden_degrees(features, width, context).expand(len(order), -1)
-            layers.append(MaskedLinear(degrees[:, :, None] >= before[:, None, :], context))
-            before = degrees
-        last = order.repeat(1, outputs)
+        with torch.device("cpu"):  # values are needed, also of a module built without memory
+            masks = _masks(features, hidden_features, reverse, outputs, bool(context))
+        layers = [MaskedLinear(mask, context) for mask in masks[:-1]]
         # Small at first, so that the flow starts near the identity.
-        layers.append(MaskedLinear(last[:, :, None] > before[:, None, :], context, gain=0.1))
+        layers.append(MaskedLinear(masks[-1], context, gain=0.1))
         self.layers = nn.ModuleList(layers)
         with torch.no_grad():
             layers[-1].bias.zero_()
@@ -134,3 +136,18 @@ class MADE(nn.Module):
     def extra_repr(self) -> str:
         """Options, for printing."""
         return f"activation={self.activation!r}"
+
+
+def _masks(
+    features: int, hidden: Sequence[int], reverse: Sequence[bool], outputs: int, context: bool
+) -> list[Tensor]:
+    """Which connections of each layer exist, shapes (T, out, in)."""
+    order = torch.stack([input_degrees(features, r) for r in reverse])  # (T, D)
+    before, masks = order, []
+    for width in hidden:
+        degrees = hidden_degrees(features, width, context).expand(len(order), -1)
+        masks.append(degrees[:, :, None] >= before[:, None, :])
+        before = degrees
+    last = order.repeat(1, outputs)
+
+    return [*masks, last[:, :, None] > before[:, None, :]]

@@ -10,6 +10,7 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from quarflow.nn.activations import Activation
+from quarflow.nn.draws import normal_, uniform_
 
 __all__ = ["BoundMLP", "Linearization", "StackedLinear"]
 
@@ -197,10 +198,10 @@ class StackedLinear(nn.Module):
 
     def __init__(self, steps: int, inputs: int, outputs: int, context: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(steps, outputs, inputs).uniform_(-1, 1))
-        self.bias = nn.Parameter(torch.empty(steps, outputs).uniform_(-1, 1))
+        self.weight = nn.Parameter(uniform_(torch.empty(steps, outputs, inputs)))
+        self.bias = nn.Parameter(uniform_(torch.empty(steps, outputs)))
         self.context = (
-            nn.Parameter(torch.empty(steps, outputs, context).normal_(std=context**-0.5))
+            nn.Parameter(normal_(torch.empty(steps, outputs, context), std=context**-0.5))
             if context
             else None
         )

@@ -2,6 +2,9 @@ r"""Certified upper bounds on spectral norms.
 
 The one place where norms are bounded. Power iteration approaches the norm from *below*, so a
 bound made of it can be violated; everything here approaches from above.
+
+One set of weights has one bound: it is given in float64, and what it leaves for rounding is the
+same, that of float32, whatever the type of the weights.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.modes import plain
 from quarflow.native import bounds as native
 
 __all__ = ["NORMS", "balanced", "convolution_bound", "product_bound", "spectral_bound"]
 
 NORMS = ("dimension", "operator")
 
+EPS = torch.finfo(torch.float32).eps  # of the coarsest weights there are
+TINY = torch.finfo(torch.float64).tiny
 KEPT_NUMBERS = 2**22  # of powers of Gram matrices, for the gradient; more are computed anew
 
 
@@ -28,39 +34,60 @@ def spectral_bound(weight: Tensor, squarings: int = 6) -> Tensor:
 
     .. math:: \|W\|_2 \le \big\| G^{2^t} \big\|_F^{2^{-t}/2} \le r^{2^{-t}/4} \, \|W\|_2
 
-    The bound is stateless and differentiable; it is exact for vectors. Rounding is covered by a
-    relative slack of a few units in the last place per multiplication.
+    The bound is stateless and differentiable; it is exact for vectors. Rounding, also of products
+    with the matrix, is covered by a relative slack of a few units in float32's last place per
+    multiplication. Where a gradient may be asked for, large products are taken in the type of the
+    weights, for speed; otherwise in float64, so that equal weights have equal bounds.
 
     Reference:
         | Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram Iteration
         | (Delattre et al., ICML 2023), https://arxiv.org/abs/2305.16173
 
     Arguments:
-        weight: Matrices, shape (*, m, n).
+        weight: Matrices, shape (*, m, n), in float32 or float64.
         squarings: Number t of squarings.
 
     Returns:
-        The bounds, shape (*).
+        The bounds, shape (*), in float64.
+
+    Raises:
+        ValueError: if the weights are of another type.
 
     Example:
         >>> W = torch.tensor([[2.0, 3.0], [0.0, 1.0]], dtype=torch.float64)
         >>> round(spectral_bound(W).item(), 4)  # not 2, the norm of the diagonal part
         3.7025
     """
+    return _spectral_bound(weight, squarings, _working(weight))
+
+
+def _working(weight: Tensor) -> torch.dtype:
+    """What large products of a weight are taken in."""
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"Weights in {str(weight.dtype).removeprefix('torch.')} are too coarse to bound their "
+            f"norm: keep them in float32, and use torch.autocast for speed."
+        )
+
+    return weight.dtype if torch.is_grad_enabled() else torch.float64
+
+
+def _spectral_bound(weight: Tensor, squarings: int, working: torch.dtype) -> Tensor:
     m, n = weight.shape[-2:]
-    tiny = torch.finfo(weight.dtype).tiny
-    slack = 1 + 4 * (max(m, n) + 2) * torch.finfo(weight.dtype).eps
+    slack = 1 + 4 * (max(m, n) + 2) * EPS
+    weight = weight.double()
 
     # Rescaling by the largest entry keeps the Gram matrix of very large or small weights finite.
-    size = weight.detach().abs().amax(dim=(-2, -1)).clamp_min(tiny)
+    size = weight.detach().abs().amax(dim=(-2, -1)).clamp_min(TINY)
     weight = weight / size[..., None, None]
     if min(m, n) == 1:
         # The derivative of the root at an all-zero matrix is infinite: stay just above it.
-        norm = (weight * weight).sum(dim=(-2, -1)).clamp_min(tiny).sqrt()
+        norm = (weight * weight).sum(dim=(-2, -1)).clamp_min(TINY).sqrt()
     else:
-        norm = _GramNorm.apply(weight if n <= m else weight.mT, squarings)[0]
+        tall = (weight if n <= m else weight.mT).to(working)
+        norm = _powers(tall, squarings)[1] if plain() else _GramNorm.apply(tall, squarings)[0]
 
-    return slack * size * norm
+    return slack * size * norm.double()
 
 
 def _powers(weight: Tensor, squarings: int) -> tuple[list[Tensor], Tensor]:
@@ -151,7 +178,7 @@ def balanced(blocks: Sequence[Tensor]) -> list[Tensor]:
         entering = torch.linalg.vector_norm(blocks[i], dim=-1)  # (*, m)
         leaving = torch.linalg.vector_norm(blocks[i + 1], dim=-2)  # (*, m)
         # A unit cut off on either side must not make the scale zero or infinite.
-        floor = 1e-3 * torch.maximum(entering, leaving) + torch.finfo(entering.dtype).tiny ** 0.25
+        floor = 1e-3 * torch.maximum(entering, leaving) + TINY**0.25
         scale = ((entering + floor) / (leaving + floor)).sqrt()
         blocks[i] = blocks[i] / scale[..., :, None]
         blocks[i + 1] = blocks[i + 1] * scale[..., None, :]
@@ -169,20 +196,27 @@ def product_bound(blocks: Sequence[Tensor]) -> Tensor:
         blocks: Weights of successive layers, shapes (*, m, n).
 
     Returns:
-        The bounds, shape (*).
+        The bounds, shape (*), in float64.
+
+    Raises:
+        ValueError: if the weights are in neither float32 nor float64.
 
     Example:
         >>> first, last = torch.tensor([[4.0], [1.0]]), torch.tensor([[0.5, 2.0]])
         >>> round(product_bound([first, last]).item(), 2)
         4.0
     """
-    bound: Tensor = _ProductBound.apply(*blocks) if native.usable(blocks) else _product(blocks)
+    if plain() or not native.usable(blocks):
+        return _product(blocks)
+    bound: Tensor = _ProductBound.apply(*blocks)
 
     return bound
 
 
 def _product(blocks: Sequence[Tensor]) -> Tensor:
-    bounds = [spectral_bound(block) for block in balanced(blocks)]
+    working = _working(blocks[0])
+    wide = balanced([block.double() for block in blocks])
+    bounds = [_spectral_bound(block, 6, working) for block in wide]
     product = bounds[0]
     for bound in bounds[1:]:
         product = product * bound
@@ -204,7 +238,7 @@ class _ProductBound(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         blocks = ctx.saved_tensors
-        if not torch.is_grad_enabled() and native.usable((*blocks, grad[..., None, None])):
+        if not torch.is_grad_enabled() and native.usable(blocks, grad):
             return tuple(native.gradients(blocks, grad))
         with torch.enable_grad():
             own = [b.view_as(b) for b in blocks]
@@ -225,8 +259,8 @@ def convolution_bound(
 
     .. math:: \Big\| \sum_t W_t \, e^{i \langle \omega, t \rangle} \Big\|_2
 
-    each bounded by Gram iteration as in :func:`spectral_bound`, in float64. The gradient is that
-    of the frequency with the largest bound.
+    each bounded by Gram iteration as in :func:`spectral_bound`, always in float64. The gradient
+    is that of the frequency with the largest bound.
 
     Reference:
         | Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram Iteration
@@ -241,7 +275,7 @@ def convolution_bound(
         squarings: Number of squarings.
 
     Returns:
-        The bounds, shape (*).
+        The bounds, shape (*), in float64.
 
     Example:
         >>> W = torch.tensor([1.0, -2.0, 1.0]).view(1, 3, 1)
@@ -251,36 +285,32 @@ def convolution_bound(
         >>> bool(torch.linalg.matrix_norm(dense, 2) <= bound)
         True
     """
+    working = _working(weight)
     batch = weight.shape[:-3]
     inside = [t for t, (i, j) in enumerate(taps) if abs(i) < size[0] and abs(j) < size[1]]
     if len(inside) < len(taps):  # the others never meet a pixel
         weight, taps = weight[..., inside, :], [taps[t] for t in inside]
-    flat = weight.reshape(-1, *weight.shape[-3:])
+    flat = weight.reshape(-1, *weight.shape[-3:]).double()
     with torch.no_grad():
         bounds, waves = _at_frequencies(flat.detach(), taps, size, squarings)
         bound, worst = bounds.max(-1)  # (n)
         wave = waves[worst]  # (n, taps)
-    real, imaginary = (
-        torch.einsum("notc,nt->noc", flat, part.to(flat.dtype)) for part in (wave.real, wave.imag)
-    )
+    real, imaginary = (torch.einsum("notc,nt->noc", flat, part) for part in (wave.real, wave.imag))
     # As a real matrix, with every singular value twice.
     matrix = torch.cat(
         (torch.cat((real, -imaginary), -1), torch.cat((imaginary, real), -1)), -2
     )  # (n, 2 out, 2 in)
-    single = spectral_bound(matrix, squarings)
-    slack = 1 + 8 * torch.finfo(weight.dtype).eps  # rounding to the type of the weights
-    bound = slack * bound.to(weight.dtype)
-    tiny = torch.finfo(weight.dtype).tiny
+    single = _spectral_bound(matrix, squarings, working)
+    bound = (1 + 8 * EPS) * bound  # for rounding to the type of the weights
 
     # The value comes from all frequencies, the gradient from the worst.
-    return (single * (bound / single.detach().clamp_min(tiny))).reshape(batch)
+    return (single * (bound / single.detach().clamp_min(TINY))).reshape(batch)
 
 
 def _at_frequencies(
     weight: Tensor, taps: Sequence[tuple[int, int]], size: tuple[int, int], squarings: int
 ) -> tuple[Tensor, Tensor]:
     """Bounds at each frequency, shape (n, F), and the waves at the taps, (F, taps)."""
-    weight = weight.double()
     rows, columns = (torch.tensor(o, device=weight.device) for o in zip(*taps, strict=True))
     height, width = (
         length + int(offsets.abs().max())
@@ -292,7 +322,7 @@ def _at_frequencies(
     angle = (k[:, None, None] * rows + m[None, :, None] * columns).flatten(0, 1)  # (F, taps)
     waves = torch.polar(torch.ones_like(angle), 2 * torch.pi * angle)
 
-    scale = weight.abs().amax(dim=(-3, -2, -1)).clamp_min(torch.finfo(torch.double).tiny)
+    scale = weight.abs().amax(dim=(-3, -2, -1)).clamp_min(TINY)
     weight = weight / scale[:, None, None, None]
     out, T, inputs = weight.shape[1:]
     # Products of taps once, instead of the whole matrix at each frequency.

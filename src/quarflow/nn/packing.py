@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.modes import plain
 from quarflow.native.calls import call, readable
 
 __all__ = ["Packing", "assemble"]
@@ -81,6 +82,8 @@ def assemble(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Tensor
     """
     if off_diagonal.dim() == 4:
         return _from_blocks(off_diagonal, diagonal, packing)
+    if plain():
+        return _scattered(off_diagonal, diagonal, packing)
     index = None if readable((off_diagonal, diagonal)) else packing.index(diagonal.device)
     dense: Tensor = _Assemble.apply(off_diagonal, diagonal, packing, index)
 
@@ -102,6 +105,17 @@ def _from_blocks(off_diagonal: Tensor, diagonal: Tensor, packing: Packing) -> Te
     return blocks.transpose(2, 3).reshape(T, rows, columns)
 
 
+def _scattered(
+    off_diagonal: Tensor, diagonal: Tensor, packing: Packing, index: Tensor | None = None
+) -> Tensor:
+    index = packing.index(diagonal.device) if index is None else index
+    values = torch.cat((off_diagonal, diagonal.flatten(1)), dim=1)
+    T, rows, columns = packing.shape
+    flat = values.new_zeros(T, rows * columns)
+
+    return flat.scatter(1, index, values).unflatten(1, (rows, columns))
+
+
 # Each is linear, and the other is its gradient: so they can be differentiated any number of times.
 class _Assemble(torch.autograd.Function):
     generate_vmap_rule = True
@@ -115,12 +129,8 @@ class _Assemble(torch.autograd.Function):
             dense = off.new_empty(packing.shape)
             call("assemble", dense.dtype, packing.numbers, off, on, dense)
             return dense
-        values = torch.cat((off_diagonal, diagonal.flatten(1)), dim=1)
-        T, rows, columns = packing.shape
-        index = packing.index(values.device) if index is None else index
-        flat = values.new_zeros(T, rows * columns)
 
-        return flat.scatter(1, index, values).unflatten(1, (rows, columns))
+        return _scattered(off_diagonal, diagonal, packing, index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
+from quarflow.modes import plain
+
 __all__ = ["FeatureMajor"]
 
 
@@ -81,7 +83,7 @@ class FeatureMajor:
 
     @property
     def _joins(self) -> bool:
-        return self.joined or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return self.joined or torch.is_grad_enabled() or torch.compiler.is_compiling() or plain()
 
     def _panels(self, rows: int, columns: int, upper: bool) -> list[tuple[slice, slice]]:
         """Rows of each panel, and the columns up to, or from, its diagonal."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from quarflow.nn.draws import normal_, uniform_
 from quarflow.nn.packing import Packing, assemble
 from quarflow.nn.taps import causal_taps
 
@@ -83,16 +84,16 @@ class TriangularLayer(nn.Module):
         k_out, k_in = self.units_out, self.units_in
         inputs = self.features * k_in * (1 if self.taps is None else len(self.taps[0]))
         # Largest singular value of a Gaussian matrix: about sqrt(k_in) + sqrt(k_out).
-        self.diagonal.normal_(std=1 / (k_in**0.5 + k_out**0.5) if k_in * k_out > 1 else 1.0)
+        normal_(self.diagonal, std=1 / (k_in**0.5 + k_out**0.5) if k_in * k_out > 1 else 1.0)
         if k_in == 1 or k_out == 1:
             size = torch.linalg.vector_norm(self.diagonal, dim=(-2, -1), keepdim=True)
             self.diagonal.div_(size.clamp_min(1e-3))
         if self.taps is not None:
-            self.off_center.normal_(std=off_diagonal_gain / inputs**0.5)
-        self.off_diagonal.normal_(std=off_diagonal_gain / inputs**0.5)
-        self.bias.uniform_(-1, 1).mul_(inputs**-0.5)
+            normal_(self.off_center, std=off_diagonal_gain / inputs**0.5)
+        normal_(self.off_diagonal, std=off_diagonal_gain / inputs**0.5)
+        uniform_(self.bias).mul_(inputs**-0.5)
         if self.context is not None:
-            self.context.normal_(std=self.context.shape[-1] ** -0.5)
+            normal_(self.context, std=self.context.shape[-1] ** -0.5)
 
     def weight(self) -> Tensor:
         """Effective weights, shape (T, D k_out, D k_in), or (T, D k_out, taps, D k_in)."""

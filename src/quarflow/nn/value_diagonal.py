@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.modes import plain
 from quarflow.native import chain as native
 from quarflow.native import pixels
 from quarflow.nn.activations import Activation
@@ -86,7 +87,7 @@ def value_and_diagonal(
         F and d, both of the shape of x.
     """
     tensors = (x, *weights, *blocks, *biases)
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+    if plain() or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
         F, d, _ = _forward(options, x, weights, blocks, biases, keep=False)
         return F, d

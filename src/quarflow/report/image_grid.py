@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quarflow.files import write_whole
+
 __all__ = ["grid_array", "grid_png", "save_grid"]
 
 SMALLEST = 480  # pixels across that a grid should have at least: small images are enlarged
@@ -66,6 +68,4 @@ def save_grid(
     images: NDArray[np.uint8], path: Path, levels: int = 256, columns: int | None = None
 ) -> None:
     """Write the grid as a PNG; the file appears whole or not at all."""
-    from quarflow.report.style import write_whole
-
     write_whole(path, grid_png(images, levels, columns)[0])

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 
 from quarflow import __version__
 from quarflow.data.images import Images
+from quarflow.files import write_whole
 from quarflow.image_fitting import Evaluation, ImageModel, evaluate
 from quarflow.report.image_grid import grid_png
 from quarflow.report.model import ReportError
 from quarflow.report.names import readable
-from quarflow.report.style import DATA, MODEL, Picture, picture, styled, write_whole
+from quarflow.report.style import DATA, MODEL, Picture, picture, styled
 from quarflow.report.words import number, plain
 
 __all__ = ["write_image_report"]
@@ -64,7 +65,7 @@ def write_image_report(
     environment.filters.update(number=number, short=readable)
     content = gather(model, images, title, seed)
     page = environment.get_template("images.html.j2").render(**content)
-    write_whole(path, page.encode("utf-8"))
+    write_whole(path, page)
 
     return path
 

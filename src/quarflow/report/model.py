@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from quarflow.data.values import is_frame, pick_columns, read_values
 from quarflow.report.calibration import normal_scores
 
 
@@ -37,12 +38,12 @@ class Model:
 
     def rows(self, X: Any, columns: Any, what: str) -> np.ndarray:
         """Return `X` as float64 (N, D) in the model's column order; frames go by name."""
-        if hasattr(X, "columns"):
+        if is_frame(X):
             missing = [name for name in columns.names if name not in list(X.columns)]
             if missing:
                 raise ReportError(f"{what} has no column {missing[0]!r}, which the model needs.")
-            X = X[list(columns.names)].to_numpy()
-        values = np.asarray(X, dtype=np.float64)
+            X = pick_columns(X, columns.names, what)
+        values, _ = read_values(X, what)
         wide = len(columns.names)
         if values.ndim != 2 or values.shape[1] != wide:
             raise ReportError(f"{what} must have shape (N, {wide}), not {values.shape}.")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quarflow import __version__
+from quarflow.files import write_whole
 from quarflow.report import figures
 from quarflow.report.calibration import (
     Calibration,
@@ -22,7 +23,7 @@ from quarflow.report.calibration import (
 from quarflow.report.model import Model, ReportError
 from quarflow.report.names import labels, readable
 from quarflow.report.structure import most_structured
-from quarflow.report.style import picture, write_whole
+from quarflow.report.style import picture
 from quarflow.report.words import headline, number, settings_table
 
 SCORED = 200_000  # rows scored for the densities and the extremes
@@ -65,7 +66,7 @@ def write_report(
     if not path.parent.is_dir():
         raise ReportError(f"There is no folder {path.parent} to write {path.name} to.")
     page = render(gather(Model(estimator), X, context, title=title, seed=seed))
-    write_whole(path, page.encode("utf-8"))
+    write_whole(path, page)
     return path
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from quarflow.files import write_whole
 
 DATA = "#2b5c8a"  # the rows that were given
 MODEL = "#d9772b"  # what the model says: samples, expectations
@@ -106,16 +107,6 @@ def picture(figure: Figure, dpi: int = 160) -> Picture:
 def save_png(figure: Figure, path: Path, dpi: int = 160) -> None:
     """Write the figure to `path`; the file appears whole or not at all."""
     write_whole(path, png(figure, dpi))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` beside `path` and move it there, so that no half-written file is seen."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def grid_of(count: int, width: float, height: float, across: int = 4) -> tuple[Figure, list[Axes]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quarflow.training.settings import TrainingSettings
+from quarflow.training.identity import differences
+from quarflow.training.lock import LOCK
 from quarflow.training.state import Counters
 
-__all__ = ["CheckpointError", "has_checkpoint", "read", "remove_checkpoint", "write"]
+__all__ = ["CheckpointError", "clear", "has_checkpoint", "read", "remove_checkpoint", "write"]
 
 FILE = "training.safetensors"
 PARTIAL = "training.safetensors.partial"
-VERSION = 1
+VERSION = 2
 KEY = "quarflow"
-# Settings that do not change the result, so that they may change on resuming.
-FREE = {"checkpoint_seconds"}
 AGAIN = "or start again without resume"
 
 
@@ -36,44 +35,50 @@ def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / FILE).is_file()
 
 
-def remove_checkpoint(folder: str | os.PathLike[str]) -> None:
-    """Delete the checkpoint and what an interrupted write left; the folder too if then empty."""
-    folder = Path(folder)
+def clear(folder: Path) -> None:
+    """Delete the checkpoint and what an interrupted write left."""
     for name in (FILE, PARTIAL):
         (folder / name).unlink(missing_ok=True)
+
+
+def remove_checkpoint(folder: str | os.PathLike[str]) -> None:
+    """Delete all that runs left in the folder; the folder too if then empty."""
+    folder = Path(folder)
+    clear(folder)
+    (folder / LOCK).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
 def write(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    counters: Counters,
-    settings: TrainingSettings,
-    data: Mapping[str, list[float]],
+    folder: Path, tensors: Mapping[str, Tensor], counters: Counters, identity: Mapping[str, Any]
 ) -> None:
     """Write so that at any moment either the old or the new checkpoint is there, whole.
 
     Numbers travel as JSON in the safetensors header: one file, one rename, never a pickle.
+
+    Raises:
+        OSError: If it cannot be written; the old one is kept.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    head = {
-        "version": VERSION,
-        "settings": asdict(settings),
-        "data": dict(data),
-        "counters": asdict(counters),
-    }
     partial = folder / PARTIAL
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        partial,
-        metadata={KEY: json.dumps(head)},
-    )
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, folder / FILE)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    head = json.dumps({"identity": dict(identity), "counters": asdict(counters)})
+    metadata = {"version": VERSION, "head": head, "digest": _digest(head, held)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(held, partial, metadata={KEY: json.dumps(metadata)})
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, folder / FILE)
+    except SafetensorError as error:  # what it makes of an error of the file system
+        _discard(partial)
+        raise OSError(str(error)) from error
+    except OSError:
+        _discard(partial)
+        raise
     if os.name == "posix":  # the rename itself has to reach the disk too
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -82,17 +87,31 @@ def write(
             os.close(handle)
 
 
+def _discard(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # what is in the way stays; the error that led here tells more
+        return
+
+
+def _digest(head: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hash numbers and tensors together, to notice a single flipped bit."""
+    found = hashlib.sha256(head.encode())
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def read(
-    folder: Path,
-    like: Mapping[str, Tensor],
-    settings: TrainingSettings,
-    data: Mapping[str, list[float]],
+    folder: Path, like: Mapping[str, Tensor], identity: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], Counters]:
     """Read and check a checkpoint.
 
     Arguments:
         like: Tensors that must be there, with their shapes and types. `best/...` (with the
             shapes of `ema/...`) and `good/...` (with those of all the rest) may be there too.
+        identity: What it must be a checkpoint of, see `identity_of`.
 
     Raises:
         CheckpointError: If it is damaged, or of other settings, data, or another flow.
@@ -104,19 +123,21 @@ def read(
     damaged = f"The checkpoint {path} is damaged: delete it, {AGAIN}."
     try:
         with safe_open(path, framework="pt") as file:
-            head = json.loads((file.metadata() or {})[KEY])
-            version = head["version"]
-            if version != VERSION:
+            metadata = json.loads((file.metadata() or {})[KEY])
+            version = metadata["version"]
+            if version != VERSION or isinstance(version, bool):
                 raise CheckpointError(
                     f"The checkpoint {path} has version {version!r}, this quarflow reads version "
                     f"{VERSION}: resume with the quarflow that wrote it, {AGAIN}."
                 )
-            # from JSON text: there strict types still let an object stand for a dataclass
-            text = json.dumps(head["counters"])
-            counters = TypeAdapter(Counters).validate_json(text, strict=True)
-            _same_settings(path, head["settings"], settings)
-            _same_data(path, head["data"], data)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["digest"] != _digest(metadata["head"], tensors):
+            raise CheckpointError(damaged)
+        head = json.loads(metadata["head"])
+        # from JSON text: there strict types still let an object stand for a dataclass
+        text = json.dumps(head["counters"])
+        counters = TypeAdapter(Counters).validate_json(text, strict=True)
+        told = differences(head["identity"], identity)
     except CheckpointError:
         raise
     except (
@@ -129,6 +150,11 @@ def read(
         ValueError,
     ) as error:
         raise CheckpointError(damaged) from error
+    if told:
+        raise CheckpointError(
+            f"The checkpoint {path} is of another fit: {told}. "
+            f"Resume with the same arguments and the same data, {AGAIN}."
+        )
     _same_tensors(path, tensors, like)
     if (
         counters.step < 0
@@ -137,34 +163,6 @@ def read(
     ):
         raise CheckpointError(damaged)
     return tensors, counters
-
-
-def _same_settings(path: Path, found: dict[str, Any], wanted: TrainingSettings) -> None:
-    mine = json.loads(json.dumps(asdict(wanted)))
-    # what an older checkpoint does not know of was as it is by default
-    found = {**json.loads(json.dumps(asdict(TrainingSettings()))), **found}
-    names = [n for n in {**mine, **found} if n not in FREE and mine.get(n) != found.get(n)]
-    if names:
-        told = ", ".join(f"{n} was {found.get(n)!r} and is {mine.get(n)!r}" for n in names)
-        raise CheckpointError(
-            f"The checkpoint {path} was made with other settings: {told}. "
-            f"Resume with the same settings, {AGAIN}."
-        )
-
-
-def _same_data(path: Path, found: dict[str, Any], wanted: Mapping[str, list[float]]) -> None:
-    for name, numbers in wanted.items():
-        other = found[name]
-        if len(other) == len(numbers) and all(
-            math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6)
-            for a, b in zip(other, numbers, strict=True)
-        ):
-            continue
-        rows = f" ({other[0]:.0f} rows then, {numbers[0]:.0f} now)"
-        raise CheckpointError(
-            f"The checkpoint {path} was made with other {name} data"
-            f"{rows if other[0] != numbers[0] else ''}. Resume with the same data, {AGAIN}."
-        )
 
 
 def _same_tensors(path: Path, found: dict[str, Tensor], like: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["accelerator_on", "choose_device"]
+__all__ = ["accelerator_on", "choose_device", "is_main_process", "own_random"]
+
+# How torchrun and MPI tell a process which it is, and how many there are; as Accelerate reads it.
+LAUNCHERS = (
+    ("WORLD_SIZE", "RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+)
 
 
 def choose_device(device: str) -> str:
@@ -30,6 +38,29 @@ def choose_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but PyTorch finds no CUDA device; use device='auto'.")
     return device
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of those that were launched together, or alone.
+
+    By the launcher's variables, so that it can be known before anything is set up.
+
+    Example:
+        >>> is_main_process()
+        True
+    """
+    for size, rank in LAUNCHERS:
+        if int(os.environ.get(size, 1)) > 1:
+            return int(os.environ.get(rank, 0)) == 0
+    return True
+
+
+@contextmanager
+def own_random(device: str) -> Iterator[None]:
+    """Keep the seeding of each step (for flows with random estimators) from the caller."""
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 @contextmanager

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Event", "Kind", "Listener"]
+from quarflow.training.rows import Plan
+from quarflow.training.state import Counters
 
-Kind = Literal["start", "step", "evaluation", "cut", "recovery", "checkpoint", "interrupt", "end"]
+__all__ = ["Event", "Kind", "Listener", "Teller"]
+
+EVENT_SECONDS = 0.2  # between "step" events
+
+Kind = Literal[
+    "start",
+    "step",
+    "evaluation",
+    "cut",
+    "recovery",
+    "checkpoint",
+    "unsaved",  # a checkpoint that could not be written
+    "interrupt",
+    "end",
+]
 
 
 @dataclass(frozen=True)
@@ -48,3 +64,53 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+
+
+class Teller:
+    """Turns the numbers of a run into events for its listener."""
+
+    def __init__(self, listener: Listener, plan: Plan) -> None:
+        self.listener, self.plan = listener, plan
+        self.rows_per_second = 0.0
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Measure the speed from this step on."""
+        self.last, self.last_step = time.perf_counter(), step
+
+    def due(self) -> bool:
+        """Whether it is time for a "step"."""
+        return time.perf_counter() - self.last > EVENT_SECONDS
+
+    def tell(
+        self,
+        kind: Kind,
+        counters: Counters,
+        done: float,
+        nats: float | None,
+        message: str = "",
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        """Tell where the run is; `done` is the used fraction of its budget."""
+        step, plan = counters.step, self.plan
+        if kind in ("step", "evaluation"):
+            passed = max(time.perf_counter() - self.last, 1e-9)
+            self.rows_per_second = (step - self.last_step) * plan.batch_size / passed
+            self.begin(step)
+        self.listener(
+            Event(
+                kind=kind,
+                message=message,
+                epoch=max(step - 1, 0) // plan.steps_per_epoch + 1,
+                step=step,
+                total_steps=plan.total_steps,
+                progress=done,
+                seconds=counters.seconds,
+                seconds_left=counters.seconds * (1 - done) / done if done > 0 else None,
+                rows_per_second=self.rows_per_second,
+                learning_rate=counters.learning_rate,
+                nats=nats,
+                best=counters.best,
+                record=record,
+            )
+        )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quarflow.training.rows import Rows, mix, seeded
+from quarflow.training.rows import Rows, mix, validation_batch
 from quarflow.training.settings import TrainingSettings
 from quarflow.training.state import (
     Average,
@@ -101,15 +101,25 @@ class Learner:
             torch.cuda.manual_seed(seed)
 
     def step(
-        self, number: int, batch: tuple[Tensor, Tensor | None], rate: float, decay: float
-    ) -> None:
-        """Take one step of Adam and of the average."""
+        self,
+        number: int,
+        batch: tuple[Tensor, Tensor | None],
+        rate: float,
+        decay: float,
+        late: Callable[[], bool] = bool,
+    ) -> bool:
+        """Take one step of Adam and of the average.
+
+        Tells whether it was taken: when `late` after the loss, nothing is changed.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         x, c = self.moved(batch)
         self.seed("step", number)
-        self.steps += 1
         loss = self.objective(x, c)
+        if late():
+            return False
+        self.steps += 1
         self.accelerator.backward(loss)
         limit = math.inf if self.settings.clip is None else self.settings.clip
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
@@ -119,6 +129,7 @@ class Learner:
         self.optimizer.optimizer.zero_grad()
         self.averaged.update(decay)
         self.total += loss.detach() + 0.0 * norm  # the norm only to notice inf and nan
+        return True
 
     def healthy(self) -> bool:
         """Tell whether all losses and gradients since the last `forget` were finite."""
@@ -136,25 +147,29 @@ class Learner:
         self.steps = 0
 
     @torch.no_grad()
-    def validate(self, rows: Rows, size: int) -> tuple[float, int]:
-        """Score the average: give the mean nats, and how many rows have none that is finite."""
-        home = torch.device(getattr(rows, "device", "cpu"))
+    def validate(
+        self, rows: Rows, size: int, late: Callable[[], bool] = bool
+    ) -> tuple[float, int, int]:
+        """Score the average: give the mean nats, rows with none that is finite, rows seen.
+
+        When `late`, after at least one batch, the rest of the rows is left out.
+        """
         flow = self.averaged.module
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for number, start in enumerate(range(0, len(rows), size)):
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for number in range(-(-len(rows) // size)):
             if number % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
-            index = torch.arange(start, min(start + size, len(rows)), device=home)
-            # the same noise at each evaluation, so that they can be compared
-            noise = seeded(self.settings.seed, "validation", number, device=home)
-            x, c = self.moved(rows.batch(index, noise))
+            if number and late():
+                break
+            x, c = self.moved(validation_batch(rows, number, size, self.settings.seed))
             self.seed("evaluation", number)
             nats = -flow(c).log_prob(x).double()
-            sums += torch.stack([nats.sum(), (~torch.isfinite(nats)).sum()])
+            bad = (~torch.isfinite(nats)).sum()
+            sums += torch.stack([nats.sum(), bad, torch.full_like(bad, len(nats))])
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums, "sum")
-        total, bad = sums.tolist()
-        return total / len(rows), int(bad)
+        total, count, seen = sums.tolist()
+        return total / seen, int(count), int(seen)
 
     def note_good(self) -> None:
         """Remember everything, to go back to."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from quarflow.training.checkpoint import has_checkpoint, read, remove_checkpoint, write
-from quarflow.training.device import accelerator_on, choose_device
-from quarflow.training.events import Event, Kind, Listener
+from quarflow.training.device import accelerator_on, choose_device, own_random
+from quarflow.training.events import Kind, Listener, Teller
+from quarflow.training.identity import identity_of
 from quarflow.training.interrupt import StopSignals
+from quarflow.training.keeper import Keeper
 from quarflow.training.learner import Learner
-from quarflow.training.rows import Plan, Rows, Sampler, fingerprint
+from quarflow.training.lock import locked
+from quarflow.training.rows import Plan, Rows, Sampler
 from quarflow.training.schedule import Plateau, cosine, ema_decay, progress, warmup
 from quarflow.training.settings import TrainingError, TrainingResult, TrainingSettings
 from quarflow.training.state import Counters
@@ -27,8 +30,8 @@ from quarflow.training.state import Counters
 __all__ = ["train"]
 
 RECOVERIES = 3  # steps back before giving up
-EVENT_SECONDS = 0.2  # between "step" events
 LOSS = "the loss or its gradient was not finite"
+Watch = Callable[[int, nn.Module], None]
 News = list[tuple[Kind, str, dict[str, Any] | None]]
 
 
@@ -41,7 +44,10 @@ def train(
     device: str = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    identity: Mapping[str, Any] | None = None,
     on_event: Listener | None = None,
+    begun: float | None = None,
+    watch: Watch | None = None,
 ) -> TrainingResult:
     """Fit a flow by maximum likelihood; afterwards it holds the best averaged weights.
 
@@ -54,16 +60,29 @@ def train(
         checkpoint: Folder for the checkpoint; None for none.
         resume: Go on from the checkpoint, if there is one, to the result of a run that was
             never interrupted. Without it an old checkpoint is deleted.
+        identity: What decides the result besides flow, rows and settings: numbers, names, and
+            nested mappings of them. A checkpoint of anything else is refused by name. A flow's
+            class and its `arguments`, all settings, and every value of the rows are always
+            compared.
         on_event: Called with each `Event`, in the main process.
+        watch: Called after each step with its number and the averaged flow, which it may measure
+            but must leave as it is; its time does not count.
+        begun: When it all began, by `time.perf_counter`, if that was before: `minutes` counts
+            from then.
 
-    The first Ctrl-C or SIGTERM stops after the current step and evaluates once more
-    (`result.interrupted`); the checkpoint then holds the run as it was, to go on with.
+    The first Ctrl-C or SIGTERM stops after the current step and evaluates once more; the
+    checkpoint then holds the run as it was, to go on with, and the flow its best weights. Then
+    the signal goes where it would have gone: KeyboardInterrupt, the end of the process, or a
+    handler of yours. Within a `StopSignals` context it waits for that context's end, and there
+    is a result first, with `interrupted`.
 
     Raises:
         TrainingError: If the loss is not finite even after three steps back.
         CheckpointError: If the checkpoint is damaged or of another run.
+        LockedError: If another run is using the checkpoint's folder.
         ValueError: If an argument is wrong.
     """
+    begun = time.perf_counter() if begun is None else begun
     settings = settings or TrainingSettings()
     device = choose_device(device)
     for name, rows in (("train_rows", train_rows), ("valid_rows", valid_rows)):
@@ -73,21 +92,20 @@ def train(
         raise ValueError("resume needs checkpoint, the folder of the run to go on with.")
     folder = None if checkpoint is None else Path(checkpoint)
     mode = flow.training
-    with accelerator_on(device, settings.precision) as accelerator, _own_random(device):
-        run = _Run(flow, train_rows, valid_rows, settings, accelerator, folder, on_event)
-        with StopSignals() as signals:
-            try:
-                return run.go(resume, signals)
-            finally:
-                flow.train(mode)
-
-
-@contextmanager
-def _own_random(device: str) -> Iterator[None]:
-    """Keep the seeding of each step (for flows with random estimators) from the caller."""
-    devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+    with (
+        StopSignals() as signals,  # the first: passes a signal on when all else is done
+        accelerator_on(device, settings.precision) as accelerator,
+        own_random(device),
+        locked(folder) if folder and accelerator.is_main_process else nullcontext(),
+    ):
+        run = _Run(flow, train_rows, valid_rows, settings, accelerator, on_event, begun)
+        run.watch = watch
+        if folder is not None:
+            run.keep_in(folder, identity or {})
+        try:
+            return run.go(resume, signals)
+        finally:
+            flow.train(mode)
 
 
 class _Run:
@@ -100,14 +118,17 @@ class _Run:
         valid_rows: Rows,
         settings: TrainingSettings,
         accelerator: Any,
-        folder: Path | None,
         on_event: Listener | None,
+        begun: float,
     ) -> None:
         self.flow, self.valid_rows, self.settings = flow, valid_rows, settings
-        self.accelerator, self.folder = accelerator, folder
+        self.train_rows = train_rows
+        self.accelerator, self.begun = accelerator, begun
+        self.keeper: Keeper | None = None
         self.world: int = accelerator.num_processes
-        self.on_event = on_event if accelerator.is_main_process else None
         self.plan = Plan.of(len(train_rows), settings)
+        main: bool = accelerator.is_main_process
+        self.teller = Teller(on_event, self.plan) if on_event and main else None
         if self.plan.batch_size < self.world:
             raise ValueError(
                 f"A batch of {self.plan.batch_size} rows cannot be shared by {self.world} "
@@ -118,37 +139,48 @@ class _Run:
         )
         self.counters = Counters()
         self.plateau = Plateau(settings)
+        self.watch: Watch | None = None
         # Looking at a value on CUDA waits for it: there the loss is checked now and then only.
         self.check_every = 1 if accelerator.device.type == "cpu" else 10
-        self.data: dict[str, list[float]] = {}
-        if folder is not None:
-            self.data = {
-                "training": fingerprint(train_rows),
-                "validation": fingerprint(valid_rows),
-            }
-        self.write_seconds = self.rows_per_second = 0.0
+        self.early: str | None = None
+        self.last_steps = deque([0.0, 0.0], maxlen=2)  # seconds of the last two
+        self.cut_short = ""  # a remark about the last evaluation
+
+    def keep_in(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Write checkpoints to the folder, and go on from none but this run's."""
+        accelerator, settings = self.accelerator, self.settings
+        rows = {"the training rows": self.train_rows, "the validation rows": self.valid_rows}
+        place = {"device": accelerator.device.type, "processes": self.world}
+        whole = identity_of(self.flow, rows, settings, identity, place)
+        writes = accelerator.is_main_process
+        self.keeper = Keeper(folder, whole, settings.checkpoint_seconds, writes)
 
     def go(self, resume: bool, signals: StopSignals) -> TrainingResult:
         """Prepare, train, and leave the best weights in the flow."""
-        counters, folder = self.counters, self.folder
-        resuming = resume and folder is not None and has_checkpoint(folder)
+        counters, keeper = self.counters, self.keeper
+        resuming = resume and keeper is not None and keeper.found(self.accelerator)
         self.learner = Learner(
             self.flow,
             self.settings,
             self.accelerator,
             first=None if resuming else self.sampler.first,
         )
-        resumed_at = self.take_up() if resuming else None
+        resumed_at = None
+        if keeper is not None and resuming:
+            resumed_at = keeper.take_up(self.learner, self.plateau, counters)
         self.accelerator.wait_for_everyone()
-        if folder is not None and not resuming and self.accelerator.is_main_process:
-            remove_checkpoint(folder)  # or a later resume would take up an older run
-        self.started = time.perf_counter() - counters.seconds
-        self.last_write = self.last_event = time.perf_counter()
-        self.last_event_step = counters.step
+        if keeper is not None and not resuming:
+            keeper.clear()
+        self.started = self.begun - counters.seconds  # setting up is a part of the time
+        if self.teller is not None:
+            self.teller.begin(counters.step)
         interrupted = False
         if counters.stopped is None:
             told = "" if not resume else "No checkpoint to resume from: starting from step 0."
             self.tell("start", f"Resumed at step {resumed_at}." if resuming else told)
+            if self.settings.evaluate_start and not resuming:
+                for event in self.evaluate(scheduled=True):
+                    self.tell(*event)
             interrupted = self.loop(signals)
         if not self.learner.best:
             raise TrainingError(
@@ -187,7 +219,7 @@ class _Run:
             if not (scheduled or wish or reason):
                 if counters.step % self.check_every == 0 and not self.learner.healthy():
                     self.step_back(LOSS)
-                elif self.on_event and time.perf_counter() - self.last_event > EVENT_SECONDS:
+                elif self.teller is not None and self.teller.due():
                     self.tell("step")
                 continue
             if not self.learner.healthy():
@@ -199,8 +231,9 @@ class _Run:
                 news = self.evaluate(scheduled=False)
             else:
                 news = self.evaluate(scheduled)
-                counters.stopped = reason = reason or self.early
-                if wish or reason or self.save_is_due():
+                reason = reason or self.early or self.used_up()
+                counters.stopped = reason = reason and reason + self.cut_short
+                if wish or reason or (self.keeper and self.keeper.due()):
                     self.save()
             for event in news:  # after the checkpoint: who stops here finds this evaluation in it
                 self.tell(*event)
@@ -221,10 +254,20 @@ class _Run:
         if settings.schedule == "cosine":
             rate *= cosine(self.progress())
         decay = ema_decay(counters.step, settings.ema)
-        self.learner.step(counters.step, self.sampler.batch(counters.step), rate, decay)
-        counters.step += 1
-        counters.learning_rate = rate
-        counters.seconds = time.perf_counter() - self.started
+        begun = time.perf_counter()
+        late = self.late if self.world == 1 else bool  # no process may leave a step alone
+        batch = self.sampler.batch(counters.step)
+        if self.learner.step(counters.step, batch, rate, decay, late):
+            counters.step += 1
+            counters.learning_rate = rate
+            if self.watch is not None:
+                looked = time.perf_counter()
+                self.watch(counters.step, self.learner.averaged.module)
+                looked = time.perf_counter() - looked
+                self.started, begun = self.started + looked, begun + looked
+        now = time.perf_counter()
+        counters.seconds = now - self.started
+        self.last_steps.append(now - begun)
 
     def progress(self) -> float:
         """Give the used fraction of the budget."""
@@ -240,11 +283,17 @@ class _Run:
             return f"Reached max_epochs = {settings.max_epochs}."
         if settings.minutes is not None:
             budget = 60 * settings.minutes
-            # the last evaluation has to fit in as well, unless it would take a tenth of it all
-            reserve = min(counters.evaluation_seconds, 0.1 * budget)
+            # another step and the last evaluation have to fit in as well, unless that would
+            # take half of it all; the first step is often slow
+            reserve = min(counters.evaluation_seconds + min(self.last_steps), 0.5 * budget)
             if counters.seconds + reserve >= budget:
                 return f"Used up its time budget (minutes={settings.minutes:.3g})."
         return None
+
+    def late(self) -> bool:
+        """Whether the time budget is used up now."""
+        minutes = self.settings.minutes
+        return minutes is not None and time.perf_counter() - self.started >= 60 * minutes
 
     def agree(self, signals: StopSignals | None = None) -> str | None:
         """Give the name of a signal that any process got; all go by the slowest one's clock."""
@@ -253,10 +302,12 @@ class _Run:
             return received
         counters = self.counters
         number = 0 if received is None else int(Signals[received])
-        mine = [float(number), counters.seconds, counters.evaluation_seconds]
+        mine = [float(number), counters.seconds, counters.evaluation_seconds, self.last_steps[-1]]
         sent = torch.tensor([mine], dtype=torch.float64, device=self.accelerator.device)
         largest = self.accelerator.gather(sent).amax(0).tolist()
-        number, counters.seconds, counters.evaluation_seconds = largest
+        number, counters.seconds, counters.evaluation_seconds, self.last_steps[-1] = largest
+        if number and signals is not None and signals.received is None:
+            signals.received = Signals(int(number)).name  # all processes end in the same way
         return Signals(int(number)).name if number else None
 
     # -- evaluations, cuts and steps back
@@ -267,18 +318,25 @@ class _Run:
         Only scheduled evaluations count for early stopping, whose sentence is left in `early`.
         """
         counters, learner, rows = self.counters, self.learner, self.valid_rows
-        self.early: str | None = None
+        self.early, self.cut_short = None, ""
         if learner.steps == 0 and counters.history:
             return []  # just stepped back: nothing new
         begun = time.perf_counter()
-        nats, bad = learner.validate(rows, 4 * self.plan.batch_size)
+        nats, bad, seen = learner.validate(rows, 4 * self.plan.batch_size, self.late)
         counters.evaluation_seconds = time.perf_counter() - begun
         counters.seconds = time.perf_counter() - self.started
         self.agree()
         if not math.isfinite(nats):
+            if not counters.step:
+                return []  # of a start that is no candidate; there is nothing to step back to
             told = f"{bad} of {len(rows)}" if bad else "all"
             self.step_back(f"the log-probability of {told} validation rows was not finite")
             return []
+        if seen < len(rows):
+            if counters.history:
+                self.cut_short = " There was no time for the last evaluation."
+                return []  # on other rows than those before: no number to compare
+            self.cut_short = f" There was time to validate {seen:,} of {len(rows):,} rows only."
         record = {
             "epoch": counters.step / self.plan.steps_per_epoch,
             "step": counters.step,
@@ -289,7 +347,8 @@ class _Run:
         }
         counters.history.append(record)
         news: News = [("evaluation", "", record)]
-        if counters.best is None or nats < counters.best:
+        last = self.settings.keep == "last"
+        if counters.best is None or last or nats < counters.best:
             counters.best, counters.best_step = nats, counters.step
             learner.note_best()
         if scheduled:
@@ -337,64 +396,18 @@ class _Run:
 
     # -- checkpoints and events
 
-    def save_is_due(self) -> bool:
-        """Tell whether it is time; writing shall not take more than a twentieth of it."""
-        wish = self.settings.checkpoint_seconds
-        wait = max(wish, 20 * self.write_seconds) if wish else 0.0
-        return time.perf_counter() - self.last_write >= wait
-
     def save(self) -> None:
         """Write the checkpoint, from the main process."""
-        if self.folder is None or not self.accelerator.is_main_process:
+        if self.keeper is None or not self.keeper.writes:
             return
-        begun = time.perf_counter()
-        counters, plateau, learner = self.counters, self.plateau, self.learner
-        counters.reference, counters.stale = plateau.reference, plateau.stale
-        counters.cuts = plateau.cuts
-        counters.train_total, counters.train_steps = float(learner.total), learner.steps
-        tensors = learner.saved(with_good=counters.step != counters.good_step)
-        write(self.folder, tensors, counters, self.settings, self.data)
-        self.last_write = time.perf_counter()
-        self.write_seconds = self.last_write - begun
-        self.tell("checkpoint")
-
-    def take_up(self) -> int:
-        """Restore everything from the checkpoint; give its step."""
-        assert self.folder is not None
-        learner, plateau = self.learner, self.plateau
-        found, counters = read(self.folder, learner.tensors(), self.settings, self.data)
-        learner.load(found)
-        learner.total.fill_(counters.train_total)
-        learner.steps = counters.train_steps
-        plateau.reference, plateau.stale = counters.reference, counters.stale
-        plateau.cuts = counters.cuts
-        vars(self.counters).update(vars(counters))
-        return counters.step
+        trouble = self.keeper.save(self.learner, self.plateau, self.counters)
+        if trouble:
+            self.tell("unsaved", trouble)
+        elif not self.keeper.failing:
+            self.tell("checkpoint")
 
     def tell(self, kind: Kind, message: str = "", record: dict[str, Any] | None = None) -> None:
         """Tell the listener, if there is one."""
-        if self.on_event is None:
-            return
-        counters, plan, now = self.counters, self.plan, time.perf_counter()
-        done = min(self.progress(), 1.0)
-        if kind in ("step", "evaluation"):
-            rows = (counters.step - self.last_event_step) * plan.batch_size
-            self.rows_per_second = rows / max(now - self.last_event, 1e-9)
-            self.last_event, self.last_event_step = now, counters.step
-        self.on_event(
-            Event(
-                kind=kind,
-                message=message,
-                epoch=max(counters.step - 1, 0) // plan.steps_per_epoch + 1,
-                step=counters.step,
-                total_steps=plan.total_steps,
-                progress=done,
-                seconds=counters.seconds,
-                seconds_left=counters.seconds * (1 - done) / done if done > 0 else None,
-                rows_per_second=self.rows_per_second,
-                learning_rate=counters.learning_rate,
-                nats=record["train_nats"] if record else self.learner.mean(),
-                best=counters.best,
-                record=record,
-            )
-        )
+        if self.teller is not None:
+            nats = record["train_nats"] if record else self.learner.mean()
+            self.teller.tell(kind, self.counters, min(self.progress(), 1.0), nats, message, record)

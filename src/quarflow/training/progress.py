@@ -9,6 +9,10 @@ from quarflow.training.events import Event, Listener
 
 __all__ = ["TrainingProgress", "describe"]
 
+# Without a bar there are at most 20 lines, however long the run: 13 evaluations, evenly over
+# it, 4 notices of what happened between, and its start, interruption and end.
+SPACING, NOTICES = 1 / 12, 4
+
 
 def describe(event: Event) -> str:
     """Give the numbers of an event in one line.
@@ -65,6 +69,8 @@ class TrainingProgress:
         self.verbose, self.also, self._console = verbose, also, console
         self._bar: Any = None
         self._task: Any = None
+        self._next = 0.0  # progress from which on an evaluation is shown
+        self._notices = 0
 
     def __enter__(self) -> TrainingProgress:
         if not self.verbose:
@@ -97,14 +103,33 @@ class TrainingProgress:
             self._bar.stop()
             self._bar = None
 
+    def say(self, message: str) -> None:
+        """Show a sentence."""
+        if self.verbose and self._console is not None:
+            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
     def __call__(self, event: Event) -> None:
         """Show an event."""
         if self.verbose and self._console is not None:
-            if event.message:
-                self._console.print(event.message, markup=False, highlight=False, soft_wrap=True)
             if self._bar is not None:
                 self._bar.update(self._task, completed=event.progress, description=describe(event))
-            elif event.kind == "evaluation":
-                self._console.print(describe(event), markup=False, highlight=False, soft_wrap=True)
+            for line in self._lines(event):
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         if self.also is not None:
             self.also(event)
+
+    def _lines(self, event: Event) -> list[str]:
+        """What to write of an event, beside the bar or instead of it."""
+        lines = [event.message] if event.message else []
+        if self._bar is not None:
+            return lines
+        if lines and event.kind not in ("start", "interrupt", "end"):
+            self._notices += 1
+            if self._notices >= NOTICES:
+                last = self._notices == NOTICES
+                lines = [f"{event.message} (Further notices are left out.)"] if last else []
+        if event.kind == "evaluation" and event.progress >= self._next:
+            self._next = event.progress + SPACING
+            lines.append(describe(event))
+
+        return lines

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quarflow.training.settings import TrainingSettings
 
-__all__ = ["Plan", "Rows", "Sampler", "fingerprint", "mix", "seeded"]
+__all__ = ["Plan", "Rows", "Sampler", "mix", "seeded", "validation_batch"]
 
 
 class Rows(Protocol):
@@ -19,7 +19,9 @@ class Rows(Protocol):
 
     An optional attribute `device` says where `index` and `generator` should live (default: the
     CPU); the batch is moved to the training device in any case. An optional `first` says how
-    many rows the data-dependent initialisation should see (default: 1,024).
+    many rows the data-dependent initialisation should see (default: 1,024). An optional method
+    `identity()` gives digests of the data by name (default: of all batches), by which a
+    checkpoint knows its data again.
     """
 
     def __len__(self) -> int:
@@ -117,14 +119,13 @@ class Sampler:
         return self.rows.batch(index, seeded(self.seed, "first noise", device=self.device))
 
 
-def fingerprint(rows: Rows) -> list[float]:
-    """Summarise rows in a few numbers, to notice that a checkpoint belongs to other data."""
+def validation_batch(
+    rows: Rows, number: int, size: int, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """Give the (x, c) of one of the batches of so many validation rows.
+
+    The noise is the same at each evaluation, so that they can be compared.
+    """
     device = torch.device(getattr(rows, "device", "cpu"))
-    index = torch.linspace(0, len(rows) - 1, min(len(rows), 1024)).round().long().to(device)
-    x, c = rows.batch(index, seeded(0, "fingerprint", device=device))
-    numbers = [float(len(rows))]
-    for part in (x, c):
-        if part is not None:
-            wide = part.double()
-            numbers += [float(part.shape[-1]), wide.mean().item(), wide.abs().mean().item()]
-    return numbers
+    index = torch.arange(number * size, min((number + 1) * size, len(rows)), device=device)
+    return rows.batch(index, seeded(seed, "validation", number, device=device))

@@ -8,6 +8,13 @@ from typing import Any, Literal
 
 __all__ = ["TrainingError", "TrainingResult", "TrainingSettings"]
 
+CHOICES = {
+    "schedule": ("cosine", "constant"),
+    "precision": ("float32", "bf16"),
+    "optimizer": ("adam", "adamax"),
+    "keep": ("best", "last"),
+}
+
 
 class TrainingError(ValueError):
     """Training cannot go on; the message says what to try."""
@@ -37,10 +44,15 @@ class TrainingSettings:
         seed: Of the order of the rows and of their noise.
         evaluate_every: Steps between evaluations; None derives it from the data: once an epoch,
             but never more than 1,000 steps and (in whole epochs) never fewer than 20 apart.
+        evaluate_start: Whether the weights before the first step are evaluated as well, as the
+            first to keep and to improve on.
         precision: `"bf16"` runs the training steps (not the evaluations) under autocast.
         compile: Pass the loss through `torch.compile`.
         checkpoint_seconds: Shortest time between two checkpoints, more if writing one is slow;
             0 writes at each evaluation.
+        optimizer: `"adam"`, or `"adamax"`, which has no weight decay.
+        keep: `"best"` keeps the averaged weights that were best on the validation rows, `"last"`
+            those of the last evaluation: for rows that are always new, nothing has to be chosen.
 
     Raises:
         ValueError: If a value is out of range.
@@ -71,6 +83,9 @@ class TrainingSettings:
     compile: bool = False
     checkpoint_seconds: float = 5.0
     schedule: Literal["cosine", "constant"] = "cosine"
+    evaluate_start: bool = False
+    optimizer: Literal["adam", "adamax"] = "adam"
+    keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -104,10 +119,13 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
         if not _is_number(self.cut_factor) or not 0 < self.cut_factor < 1:
             raise ValueError(f"cut_factor must be between 0 and 1, got {self.cut_factor!r}.")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}.")
-        if self.precision not in ("float32", "bf16"):
-            raise ValueError(f"precision must be 'float32' or 'bf16', got {self.precision!r}.")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                told = " or ".join(map(repr, choices))
+                raise ValueError(f"{name} must be {told}, got {value!r}.")
+        if self.optimizer == "adamax" and self.weight_decay:
+            raise ValueError("weight_decay is for optimizer='adam' only: set one of the two.")
 
 
 def _is_number(value: object) -> bool:
@@ -120,7 +138,7 @@ class TrainingResult:
 
     Attributes:
         history: One dict per evaluation: epoch, step, seconds, train_nats, valid_nats,
-            learning_rate.
+            learning_rate. Before the first step train_nats is None.
         best: Lowest validation nats, those of the weights that were kept.
         best_step: The step they were reached at.
         stopped: A sentence: why training ended.

@@ -92,10 +92,15 @@ class Average:
 DECAYED = ("weight", "off_diagonal", "off_center", "context")
 
 
-def make_adam(flow: nn.Module, settings: TrainingSettings) -> torch.optim.Adam:
-    """Give Adam, fused where it can be, with decoupled weight decay on networks' weights."""
+def make_adam(flow: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Give Adam, fused where it can be, with decoupled weight decay on networks' weights.
+
+    Or Adamax, if the settings ask for it.
+    """
     named = [(n, p) for n, p in flow.named_parameters() if p.requires_grad]
     parameters = [p for _, p in named]
+    if settings.optimizer == "adamax":
+        return torch.optim.Adamax(parameters, settings.learning_rate, settings.betas)
     groups: list[dict[str, Any]] = [{"params": parameters}]  # one group is the fastest
     if settings.weight_decay:
         decayed = [n.rpartition(".")[2] in DECAYED for n, _ in named]
@@ -119,13 +124,14 @@ def make_adam(flow: nn.Module, settings: TrainingSettings) -> torch.optim.Adam:
 def fill_adam(optimizer: Any) -> None:
     """Make Adam's state now and not at the first step, so that it can be copied at any time."""
     for group in optimizer.param_groups:
+        second = "exp_avg_sq" if "amsgrad" in group else "exp_inf"  # Adam's, or Adamax's
         for p in group["params"]:
             # where Adam itself keeps its count: with the parameter when fused, else on the CPU
-            where = p.device if group["fused"] else torch.device("cpu")
+            where = p.device if group.get("fused") else torch.device("cpu")
             optimizer.state[p] = {
                 "step": torch.zeros((), dtype=torch.float32, device=where),
                 "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+                second: torch.zeros_like(p, memory_format=torch.preserve_format),
             }
 
 

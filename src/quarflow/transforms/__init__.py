@@ -12,7 +12,7 @@ from quarflow.transforms.image import (
     dequantise,
     quantise,
 )
-from quarflow.transforms.linear import LinearLU
+from quarflow.transforms.linear import LinearLU, LinearTriangular
 from quarflow.transforms.logdet import LogDet
 from quarflow.transforms.multiscale import MultiScale
 from quarflow.transforms.planar import PlanarStep
@@ -31,6 +31,7 @@ __all__ = [
     "ImageTransform",
     "Inverse",
     "LinearLU",
+    "LinearTriangular",
     "LogDet",
     "Logit",
     "MultiScale",

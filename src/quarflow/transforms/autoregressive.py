@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from quarflow.nn.mlp import BoundMLP
-from quarflow.solvers import Solution, solve
-from quarflow.transforms.base import Transform
+from quarflow.solvers import Map, Solution, other_dtype, solve
+from quarflow.transforms.base import Transform, cast
 from quarflow.transforms.implicit import implicit_root
 
 __all__ = ["AutoregressiveStep"]
@@ -86,13 +86,19 @@ class AutoregressiveStep(Transform):
         y = z.detach().expand(shape).reshape(-1, shape[-1])
         network = self.network.flat(shape[:-1])
 
-        def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            net = network if len(rows) == len(y) else network.rows(rows)
-            shift, log_scale = self._parameters(net, x)
-            scale = log_scale.exp()
-            return x * scale + shift, scale
+        def map_of(network: BoundMLP) -> Map:
+            def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+                net = network if len(rows) == len(y) else network.rows(rows)
+                shift, log_scale = self._parameters(net, x)
+                scale = log_scale.exp()
+                return x * scale + shift, scale
 
-        return solve(f, y, reverse=self.reverse, **self.solver)
+            return f
+
+        def other() -> Map:
+            return map_of(cast(network, other_dtype(y.dtype)))
+
+        return solve(map_of(network), y, reverse=self.reverse, other=other, **self.solver)
 
     def _sequential(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # Variables not known yet are held at 0: what is masked must not meet an infinity.

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from math import prod
+from typing import Self
 
 import torch
 from torch import Size, Tensor
 
 from quarflow.solvers import Solution
 from quarflow.transforms.base import Transform, Visit
-from quarflow.transforms.trust import Trust
+from quarflow.transforms.trust import (
+    Amplification,
+    amplification,
+    check_errors,
+    check_finite,
+)
 
 __all__ = ["Composed"]
 
@@ -25,11 +31,9 @@ class Composed(Transform):
             the end. Rounding inside the steps is amplified by the inverses of the later ones: in
             float32 points came back up to 2e-5 away, this way 2e-6. ``call_and_ladj``, which
             log-densities are made of, stays in the precision of its argument.
-        trusted: Whether the inverse checks how far it amplifies the rounding of z; see
-            :class:`quarflow.transforms.trust.Trust`.
 
     Raises:
-        InversionError: by the inverse, where it is too steep for the precision of z.
+        InversionError: by the inverse, where a step does not converge, or x would not be finite.
 
     Example:
         >>> import torch
@@ -39,16 +43,13 @@ class Composed(Transform):
         tensor([3., 2.])
     """
 
-    def __init__(
-        self,
-        transforms: Sequence[Transform],
-        exact: bool = False,
-        trusted: bool = False,
-    ) -> None:
+    precision: torch.dtype | None = None  # of the points that a map in float64 is for
+    checks = False
+
+    def __init__(self, transforms: Sequence[Transform], exact: bool = False) -> None:
         super().__init__()
         self._steps: list[Transform] | None = list(transforms)
         self.exact = exact
-        self.trust = Trust() if trusted else None
         if self._steps:
             self.domain = self._steps[0].domain
             self.codomain = self._steps[-1].codomain
@@ -59,11 +60,20 @@ class Composed(Transform):
         return self._steps or []
 
     @property
-    def unchecked(self) -> Composed:
-        """The same map, whose inverse does not look at how far it amplifies rounding."""
+    def checked(self) -> Self:
+        """The same map, whose inverse raises where rounding of z may move x by more than 1e-5
+        (points in float32) or 1e-10 (float64), relative to 1 + abs(x); at twice the time.
+        """
         new = copy(self)
-        new.trust = None
-        new._steps = [t.unchecked if isinstance(t, Composed) else t for t in self.transforms]
+        new.checks = True
+
+        return new
+
+    def loosened(self, tolerance: float) -> Self:
+        """The same map, whose inverse stays in the type of z and stops at larger residuals."""
+        new = copy(self)
+        new.exact = False
+        new._steps = [t.loosened(tolerance) for t in self.transforms]
 
         return new
 
@@ -81,16 +91,17 @@ class Composed(Transform):
         wide = self._wide(z)
         if wide is not None:
             x, ladj = wide.inverse_and_ladj(z.double())
-            return x.to(z.dtype), ladj.to(z.dtype)
-        ladj, path = z.new_zeros(z.shape[:-1]), [z]
+            x = x.to(z.dtype)
+            self._check_finite(z, x)
+            return x, ladj.to(z.dtype)
+        ladj, path = z.new_zeros(z.shape[: z.dim() - self.codomain.event_dim]), [z]
         for transform in reversed(self.transforms):
-            z, step = transform.inverse_and_ladj(z)
+            x, step = transform.inverse_and_ladj(path[-1])
             ladj = ladj + step
-            path.append(z)
-        if self.trust is not None:
-            self.trust.check(self.transforms, path)
+            path.append(x)
+        self._check(path)
 
-        return z, ladj
+        return path[-1], ladj
 
     def _call(self, x: Tensor) -> Tensor:
         # No log-dets where none is asked for: some transforms do without them.
@@ -105,14 +116,41 @@ class Composed(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         wide = self._wide(y)
         if wide is not None:
-            return wide._inverse(y.double()).to(y.dtype)
-        path = [y]
+            x = wide._inverse(y.double()).to(y.dtype)
+            self._check_finite(y, x)
+            return x
+
+        return self._path(y)[-1]
+
+    def inverse_and_amplification(self, z: Tensor) -> tuple[Tensor, Amplification]:
+        """x, and what rounding does to it; see :func:`amplification`."""
+        wide = self._wide(z)
+        if wide is not None:
+            x, found = wide.inverse_and_amplification(z.double())
+            return x.to(z.dtype), found
+        path = self._path(z)
+
+        if not self.transforms:
+            return z, amplification([self], path * 2, self.precision)
+
+        return path[-1], amplification(self.transforms, path, self.precision)
+
+    def _path(self, z: Tensor) -> list[Tensor]:
+        """z, then what it becomes by the inverse of each step, last to first."""
+        path = [z]
         for transform in reversed(self.transforms):
             path.append(transform._inverse(path[-1]))
-        if self.trust is not None:
-            self.trust.check(self.transforms, path)
+        self._check(path)
 
-        return path[-1]
+        return path
+
+    def _check(self, path: Sequence[Tensor]) -> None:
+        self._check_finite(path[0], path[-1])
+        if self.checks and self.transforms and path[0].numel():
+            check_errors(amplification(self.transforms, path, self.precision))
+
+    def _check_finite(self, z: Tensor, x: Tensor) -> None:
+        check_finite(x, z, (self.domain.event_dim, self.codomain.event_dim))
 
     @property
     def parts(self) -> list[Transform]:
@@ -129,7 +167,7 @@ class Composed(Transform):
     def mapped(self, change: Callable[[Transform], Transform]) -> Composed:
         """The same with every part changed."""
         new = Composed([t.mapped(change) for t in self.transforms], self.exact)
-        new.trust = self.trust
+        new.precision, new.checks = self.precision, self.checks
 
         return new
 
@@ -151,8 +189,7 @@ class Composed(Transform):
         if x.dtype == torch.float64 or not self.exact:
             return None
         wide = self.to(torch.float64)
-        wide.exact = False
-        wide.trust = None if self.trust is None else Trust(x.dtype)
+        wide.exact, wide.precision = False, x.dtype
 
         return wide
 

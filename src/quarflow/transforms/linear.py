@@ -1,4 +1,4 @@
-r"""An invertible linear mix of all variables."""
+r"""Invertible linear mixes of all variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quarflow.transforms.base import Transform
 
-__all__ = ["LinearLU"]
+__all__ = ["LinearLU", "LinearTriangular"]
 
 
 class LinearLU(Transform):
@@ -54,3 +54,41 @@ class LinearLU(Transform):
 
     def __repr__(self) -> str:
         return f"LinearLU(features={len(self.log_diagonal)})"
+
+
+class LinearTriangular(Transform):
+    r"""Affine map :math:`z = L x + b` with L lower triangular, its diagonal positive.
+
+    Arguments:
+        lower: L, shape (D, D); only what lies below the diagonal is read.
+        log_diagonal: Logarithm of L's diagonal, shape (D).
+        shift: b, shape (*, D).
+
+    Example:
+        >>> t = LinearTriangular(torch.ones(2, 2), torch.zeros(2), torch.zeros(2))
+        >>> t(torch.tensor([1.0, 2.0])), t.inv(torch.tensor([1.0, 3.0]))
+        (tensor([1., 3.]), tensor([1., 2.]))
+    """
+
+    def __init__(self, lower: Tensor, log_diagonal: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.lower = lower.tril(-1) + torch.diag_embed(log_diagonal.exp())
+        self.log_diagonal, self.shift = log_diagonal, shift
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One matrix product."""
+        z = fn.linear(x, self.lower) + self.shift
+
+        return z, self.log_diagonal.sum().expand(z.shape[:-1])
+
+    def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """One triangular solve."""
+        moved = z - self.shift
+        x = torch.linalg.solve_triangular(
+            self.lower, moved.reshape(-1, moved.shape[-1]).mT, upper=False
+        ).mT.reshape(moved.shape)
+
+        return x, (-self.log_diagonal.sum()).expand(x.shape[:-1])
+
+    def __repr__(self) -> str:
+        return f"LinearTriangular(features={len(self.log_diagonal)})"

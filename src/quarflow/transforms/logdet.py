@@ -17,6 +17,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from quarflow.modes import plain
 from quarflow.nn.network import Derivative, Network
 
 __all__ = [
@@ -227,7 +228,7 @@ def value_and_logdet(
         return value, exact_logdet(derivative)
 
     draws = method.draw(x, generator)
-    if method.memory_saving and torch.is_grad_enabled():
+    if method.memory_saving and torch.is_grad_enabled() and not plain():
         found: tuple[Tensor, Tensor] = _BackwardInForward.apply(
             network, draws, x, *network.tensors
         )

@@ -9,7 +9,7 @@ from torch import Size, Tensor
 
 from quarflow.nn.bound import BoundBranch
 from quarflow.solvers import Solution, solve
-from quarflow.transforms.solved import Function, SolvedStep
+from quarflow.transforms.solved import Function, SolvedStep, among
 from quarflow.transforms.substitution import substitute
 
 __all__ = ["QuARStep"]
@@ -114,22 +114,23 @@ class QuARStep(SolvedStep):
         options = {**self.solver, **options}
         tolerance = options.get("tolerance")
         options["tolerance"] = self.tolerance(y.dtype) if tolerance is None else tolerance
-        f = self.function(shape)
-        found = None
+        f, other, found = self.function(shape), self.other(shape, y.dtype), None
         if not options.keys() & {"method", "max_iterations"}:
             found = substitute(self.branch.flat(shape[:-1]), y, start, options["tolerance"])
         if found is None:
-            return solve(f, y, reverse=self.branch.reverse, start=start, **options)
+            options |= {"reverse": self.branch.reverse, "other": other}
+            return solve(f, y, start=start, **options)
 
         left = (~(found.residual <= options["tolerance"])).nonzero().squeeze(-1)
         if not len(left):
             return found
         begun = found.x[left]
         rest = solve(
-            lambda x, rows: f(x, left[rows]),
+            among(f, left),
             y[left],
             reverse=self.branch.reverse,
             start=begun,
+            other=lambda: among(other(), left),
             **options,
         )
 

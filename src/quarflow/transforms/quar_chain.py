@@ -18,15 +18,16 @@ __all__ = ["QuARChain"]
 
 
 class QuARChain(Composed):
-    r"""Affine, QuAR step, affine, ..., affine: the same map as these composed, only faster.
+    r"""(First,) affine, QuAR step, affine, ..., affine: the same map composed, only faster.
 
     Forward it is one fused function of stacked parameters (:mod:`quarflow.nn.chain`); backward it
-    is step after step. Like the transform of every flow it maps points in float64 and checks
-    its inverse, see :class:`Composed`.
+    is step after step. Like the transform of every flow it maps points in float64, see
+    :class:`Composed`.
 
     Arguments:
         branches: T bound branches.
         shift, log_scale: Of the affine maps, shapes (T + 1, D).
+        first: What comes before them, if anything does.
 
     Example:
         >>> from quarflow.nn import Branch
@@ -37,8 +38,15 @@ class QuARChain(Composed):
         True
     """
 
-    def __init__(self, branches: BoundBranches, shift: Tensor, log_scale: Tensor) -> None:
-        super().__init__((), exact=True, trusted=True)
+    def __init__(
+        self,
+        branches: BoundBranches,
+        shift: Tensor,
+        log_scale: Tensor,
+        first: Transform | None = None,
+    ) -> None:
+        super().__init__((), exact=True)
+        self.first = first
         self.branches, self.shift, self.log_scale = branches, shift, log_scale
         self.scale = log_scale.exp()
         self._steps = None  # made when they are asked for: forward nobody does
@@ -49,7 +57,8 @@ class QuARChain(Composed):
         if self._steps is None:
             parts = zip(self.shift, self.log_scale, self.scale, strict=True)
             affines = [Affine(*part) for part in parts]
-            self._steps = [affines[0]]
+            self._steps = [] if self.first is None else [self.first]
+            self._steps.append(affines[0])
             for branch, affine in zip(self.branches, affines[1:], strict=True):
                 self._steps += [QuARStep(branch), affine]
 
@@ -63,7 +72,10 @@ class QuARChain(Composed):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All the steps forward."""
-        b = self.branches
+        b, constant = self.branches, self.log_scale.sum()
+        if self.first is not None:
+            x, own = self.first.call_and_ladj(x)
+            constant = constant + own
         batch = torch.broadcast_shapes(x.shape[:-1], b.biases[0].shape[1:-1])
         rows = x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1])
         biases = b.biases
@@ -72,7 +84,7 @@ class QuARChain(Composed):
         chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation, b.shape)
         z, ladj = residual_chain(rows, chain)
 
-        return z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + self.log_scale.sum()
+        return z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + constant
 
     def _call(self, x: Tensor) -> Tensor:
         wide = self._wide(x)

@@ -85,7 +85,7 @@ class ResidualStep(SolvedStep):
         y = self.rows(z.detach(), shape)
         options = {**self._transposed, "tolerance": self.tolerance(y.dtype), **self.solver}
 
-        return solve(self.function(shape), y, **options)
+        return solve(self.function(shape), y, other=self.other(shape, y.dtype), **options)
 
     def function(self, shape: Size) -> Function:
         """f as the solver sees it; slopes of 1 make its sweep that of the fixed point."""

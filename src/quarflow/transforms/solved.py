@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from quarflow.solvers import Solution, default_tolerance
+from quarflow.solvers import Map, Solution, default_tolerance, other_dtype
 from quarflow.transforms.base import REALS, Transform
 from quarflow.transforms.implicit import implicit_root
 
-__all__ = ["SolvedStep", "default_image_tolerance"]
+__all__ = ["Function", "SolvedStep", "among", "default_image_tolerance"]
 
 # (x, rows) to (f(x), slopes), both (n, D), for some of the rows or, with None, for all
 Function = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -30,6 +30,11 @@ def default_image_tolerance(dtype: torch.dtype) -> float:
         1e-05
     """
     return 2e-13 if dtype == torch.float64 else 1e-5
+
+
+def among(f: Function, index: Tensor) -> Map:
+    """The function for some of its rows."""
+    return lambda x, rows: f(x, index[rows])
 
 
 class SolvedStep(Transform):
@@ -52,6 +57,10 @@ class SolvedStep(Transform):
     @abstractmethod
     def function(self, shape: Size) -> Function:
         """f and its slopes as the solver sees them, for points of a shape."""
+
+    def other(self, shape: Size, dtype: torch.dtype) -> Callable[[], Function]:
+        """Makes the function of another type, which shows how large rounding is in this one."""
+        return lambda: self.to(other_dtype(dtype)).function(shape)
 
     @property
     @abstractmethod

@@ -1,7 +1,8 @@
 // The certified bound on the product of the norms of diagonal blocks, and its gradient: what
 // quarflow.nn.norms computes by `balanced` and `spectral_bound`, for many small blocks at once.
 //
-// A vector holds the same entry of as many networks as it has lanes.
+// A vector holds the same entry of as many networks as it has lanes. Whatever the type of the
+// weights, all is computed in double precision: one set of weights has one bound.
 
 #include <algorithm>
 
@@ -63,7 +64,10 @@ struct Norm {
         for (V*& p : power) p = space.take<V>(square);
     }
 
-    T slack() const { return 1 + 4 * (std::max(m, n) + 2) * std::numeric_limits<T>::epsilon(); }
+    // It covers rounding in single precision, that of the pass too.
+    T slack() const {
+        return 1 + 4 * (std::max(m, n) + 2) * T(std::numeric_limits<float>::epsilon());
+    }
 
     // Entry (long, narrow) of the scaled block, whichever way it stands.
     V& tall(int i, int j) { return m >= n ? scaled[i * n + j] : scaled[j * n + i]; }
@@ -150,21 +154,23 @@ struct Networks {
         }
     }
 
-    void read(const T* const* blocks, int64_t first, int64_t total) {
+    template <class S>
+    void read(const S* const* blocks, int64_t first, int64_t total) {
         for (int l = 0; l < layers; l++)
             for (int lane = 0; lane < LANES<T>; lane++) {
                 int size = norm[l].m * norm[l].n;
-                const T* from = blocks[l] + std::min(first + lane, total - 1) * size;
+                const S* from = blocks[l] + std::min(first + lane, total - 1) * size;
                 for (int i = 0; i < size; i++) norm[l].w[i][lane] = from[i];
             }
     }
 
-    void write(T* const* gradients, int64_t first, int64_t total) {
+    template <class S>
+    void write(S* const* gradients, int64_t first, int64_t total) {
         for (int l = 0; l < layers; l++)
             for (int lane = 0; lane < LANES<T> && first + lane < total; lane++) {
                 int size = norm[l].m * norm[l].n;
-                T* to = gradients[l] + (first + lane) * size;
-                for (int i = 0; i < size; i++) to[i] = g[l][i][lane];
+                S* to = gradients[l] + (first + lane) * size;
+                for (int i = 0; i < size; i++) to[i] = S(g[l][i][lane]);
             }
     }
 
@@ -241,22 +247,23 @@ struct Networks {
 };
 
 // numbers: networks, layers, threads, then units of each layer (layers + 1).
-template <class T>
-bool bounds(const int64_t* numbers, const T* const* blocks, T* product, const T* of_product,
-            T* const* gradients) {
-    int64_t total = numbers[0], groups = (total + LANES<T> - 1) / LANES<T>;
+template <class S>
+bool bounds(const int64_t* numbers, const S* const* blocks, double* product,
+            const double* of_product, S* const* gradients) {
+    constexpr int L = LANES<double>;
+    int64_t total = numbers[0], groups = (total + L - 1) / L;
     int threads = int(std::min(numbers[2], groups));
     return in_parallel(threads, [&](int thread) {
         static thread_local Block block;
-        Networks<T> networks;
+        Networks<double> networks;
         in_block(block, [&](Space& space) {
             networks.lay_out(space, int(numbers[1]), numbers + 3);
         });
         for (int64_t i = thread; i < groups; i += threads) {
-            int64_t first = i * LANES<T>;
+            int64_t first = i * L;
             networks.read(blocks, first, total);
-            Vec<T> all = networks.product(), g{};
-            for (int j = 0; j < LANES<T> && first + j < total; j++)
+            Vec<double> all = networks.product(), g{};
+            for (int j = 0; j < L && first + j < total; j++)
                 if (gradients)
                     g[j] = of_product[first + j];
                 else
@@ -271,10 +278,11 @@ bool bounds(const int64_t* numbers, const T* const* blocks, T* product, const T*
 
 }  // namespace
 
-#define EXPORT(T, NAME)                                                                          \
-    extern "C" int bounds_##NAME(const int64_t* numbers, const T* const* blocks, T* product,     \
-                                 const T* of_product, T* const* gradients) {                     \
-        return bounds<T>(numbers, blocks, product, of_product, gradients);                       \
+#define EXPORT(S, NAME)                                                                          \
+    extern "C" int bounds_##NAME(const int64_t* numbers, const S* const* blocks,                 \
+                                 double* product, const double* of_product,                      \
+                                 S* const* gradients) {                                          \
+        return bounds<S>(numbers, blocks, product, of_product, gradients);                       \
     }
 
 EXPORT(float, f32)

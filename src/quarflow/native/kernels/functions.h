@@ -60,7 +60,7 @@ struct Constants<double> {
 template <class T, int N>
 inline Vec<T> polynomial(Vec<T> x, const T (&c)[N]) {
     Vec<T> y = splat<T>(c[N - 1]);
-    for (int i = N - 2; i >= 0; i--) y = y * x + c[i];
+    for (int i = N - 2; i >= 0; i--) y = fused(y, x, splat<T>(c[i]));
     return y;
 }
 
@@ -70,19 +70,14 @@ inline Vec<T> rounded(Vec<T> x) {
 }
 
 // Up to here arguments are reduced exactly enough, if products and sums are fused.
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
-constexpr double REDUCIBLE = 1e5;
-#else
-constexpr double REDUCIBLE = 0;
-#endif
+constexpr double REDUCIBLE = FUSED ? 1e5 : 0;
 
 template <class T>
 inline void sine_cosine(Vec<T> x, Vec<T>& s, Vec<T>& c) {
     using K = Constants<T>;
     Vec<T> k = rounded<T>(x * T(0.63661977236758134308));
-    Vec<T> r = x - k * K::half_pi[0];
-    r = r - k * K::half_pi[1];
-    r = r - k * K::half_pi[2];
+    Vec<T> r = x;
+    for (T part : K::half_pi) r = fused(-k, splat<T>(part), r);
     Int<T> quarter = __builtin_convertvector(k, Int<T>);
     Vec<T> z = r * r;
     Vec<T> sine = r + r * z * polynomial<T>(z, K::sine);
@@ -102,7 +97,7 @@ inline Vec<T> exp_minus_one(Vec<T> x) {
     Vec<T> k = rounded<T>(x * T(1.44269504088896340736));
     Vec<T> r = (x - k * K::ln2[0]) - k * K::ln2[1];
     Vec<T> p = r + r * r * polynomial<T>(r, K::exponential);
-    Int<T> bits = (__builtin_convertvector(k, Int<T>) + K::bias) << K::mantissa;
+    Bits<T> bits = (Bits<T>(__builtin_convertvector(k, Int<T>)) + K::bias) << K::mantissa;
     Vec<T> power;
     std::memcpy(&power, &bits, sizeof power);
     return power * p + (power - 1);
@@ -112,10 +107,10 @@ inline Vec<T> exp_minus_one(Vec<T> x) {
 template <class T>
 inline Vec<T> logarithm(Vec<T> x) {
     using K = Constants<T>;
-    Int<T> bits;
+    Bits<T> bits;
     std::memcpy(&bits, &x, sizeof bits);
     bits += K::one - K::root_half;
-    Vec<T> k = __builtin_convertvector((bits >> K::mantissa) - K::bias, Vec<T>);
+    Vec<T> k = __builtin_convertvector((Int<T>(bits) >> K::mantissa) - K::bias, Vec<T>);
     bits = (bits & K::fraction) + K::root_half;
     Vec<T> m;
     std::memcpy(&m, &bits, sizeof m);
@@ -146,11 +141,15 @@ inline void activate(Vec<T> x, Vec<T>& v, Vec<T>& s, Vec<T>& c) {
         s = 1 - v * v;
         c = -2 * v * s;
     } else {
-        Vec<T> g = 1 / (2 + exp_minus_one<T>(-x));
-        Vec<T> y = x * g;
-        v = y * T(1 / 1.1);
+        // Further out g stays what it is at the ends of exp_minus_one; times what grows on, there
+        // it would make slopes above 1, or no number of infinity.
+        const T end = Constants<T>::highest;
+        Vec<T> near = x < -end ? splat<T>(-end) : x > end ? splat<T>(end) : x;
+        Vec<T> g = 1 / (2 + exp_minus_one<T>(-near));
+        Vec<T> y = near * g;
+        v = (x > end ? x : y) * T(1 / 1.1);
         s = (g + y * (1 - g)) * T(1 / 1.1);
-        c = g * (1 - g) * (2 + x * (1 - 2 * g)) * T(1 / 1.1);
+        c = g * (1 - g) * (2 + near * (1 - 2 * g)) * T(1 / 1.1);
     }
 }
 

@@ -26,7 +26,7 @@ inline void panel(const T* a, int64_t am, int64_t ak, const T* b, int64_t bk, in
         for (int m = 0; m < M; m++) {
             Vec<T> weight = splat<T>(a[m * am + k * ak]);
 #pragma GCC unroll 2
-            for (int n = 0; n < N; n++) sum[m][n] += weight * row[n];
+            for (int n = 0; n < N; n++) sum[m][n] = fused(weight, row[n], sum[m][n]);
         }
     }
 #pragma GCC unroll 8

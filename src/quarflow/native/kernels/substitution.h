@@ -84,6 +84,22 @@ void evaluate(const Branch<T>& f, int i, const T* x, Searching<T>& s, int n) {
     }
 }
 
+// Moves the hidden units of variable i along with a last small step of the variable itself.
+template <class T>
+void follow(const Branch<T>& f, int i, Searching<T>& s, int n, const Vec<T>* step) {
+    constexpr int L = LANES<T>, S = STRIDE<T>;
+    for (int l = 0; l + 1 < f.layers; l++) {
+        int k = f.layer[l].k_out;
+        T* h = s.tape.hidden[l].h + i * k * TILE + n;
+        const T* t = s.tangent[l] + n;
+        for (int r = 0; r < k; r++)
+            for (int c = 0; c < S; c += L) {
+                T* at = h + r * TILE + c;
+                store(at, load(at) + step[c / L] * load(t + r * TILE + c));
+            }
+    }
+}
+
 // Variable i at STRIDE points: Newton, inside a bracket once there is one.
 template <class T>
 void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal goal, int n,
@@ -91,13 +107,13 @@ void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal g
     constexpr int L = LANES<T>, V = STRIDE<T> / LANES<T>;
     const Vec<T> infinity = splat<T>(std::numeric_limits<T>::infinity());
     const T largest = std::numeric_limits<T>::max();
-    Vec<T> low[V], high[V];
-    for (int c = 0; c < V; c++) low[c] = -infinity, high[c] = infinity;
+    Vec<T> low[V], high[V], before[V], step[V];
+    for (int c = 0; c < V; c++) low[c] = -infinity, high[c] = infinity, before[c] = infinity;
     int used = 0;
     for (int sweep = 0; sweep < goal.evaluations; sweep++) {
         evaluate(f, i, x, s, n);
         used++;
-        bool moved = false;
+        bool moved = false, last = true;
         for (int c = 0; c < V; c++) {
             T* at = x + i * TILE + n + c * L;
             Vec<T> now = load(at), target = load(y + i * TILE + n + c * L);
@@ -119,8 +135,20 @@ void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal g
                 moved = true;
                 store(at, next);
             }
+            // Newton squares the ratio of residuals: where that will do, the next evaluation would
+            // only confirm it. (Before the first step the ratio is 0 / infinity: not known.)
+            Vec<T> ratio = size / before[c];
+            auto unsure = 4 * size * ratio * ratio > T(goal.tolerance) * (1 + of);
+            unsure |= (before[c] == infinity) | halve | !(size < before[c]);
+            if (any(open & unsure)) last = false;
+            before[c] = size;
+            step[c] = next - now;
         }
         if (!moved) break;
+        if (last) {
+            follow(f, i, s, n, step);
+            break;
+        }
     }
     for (int c = 0; c < STRIDE<T>; c++)
         evaluations[n + c] = std::max<int64_t>(evaluations[n + c], used);

@@ -4,8 +4,13 @@
 // its rows: what one thread works on at a time, small enough for its cache.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#if defined(__AVX__) || defined(__FMA__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int BYTES = 64;
@@ -25,17 +30,21 @@ template <>
 struct Types<float> {
     typedef float V __attribute__((vector_size(BYTES)));
     typedef int32_t I __attribute__((vector_size(BYTES)));
+    typedef uint32_t U __attribute__((vector_size(BYTES)));
 };
 template <>
 struct Types<double> {
     typedef double V __attribute__((vector_size(BYTES)));
     typedef int64_t I __attribute__((vector_size(BYTES)));
+    typedef uint64_t U __attribute__((vector_size(BYTES)));
 };
 
 template <class T>
 using Vec = typename Types<T>::V;
 template <class T>
 using Int = typename Types<T>::I;
+template <class T>
+using Bits = typename Types<T>::U;  // those of NaN may overflow
 template <class T>
 constexpr int LANES = BYTES / sizeof(T);
 template <class T>
@@ -57,6 +66,39 @@ template <class T>
 inline Vec<T> splat(T value) {
     return value - Vec<T>{};
 }
+
+// a b + c, rounded once where the machine can do that fast (FUSED), whatever the compiler would
+// have made of the product and the sum.
+#if defined(__AVX512F__)
+constexpr bool FUSED = true;
+inline Vec<float> fused(Vec<float> a, Vec<float> b, Vec<float> c) {
+    return Vec<float>(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+inline Vec<double> fused(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return Vec<double>(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
+}
+#elif defined(__AVX__) && defined(__FMA__)
+constexpr bool FUSED = true;
+inline Vec<float> fused(Vec<float> a, Vec<float> b, Vec<float> c) {
+    return Vec<float>(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+inline Vec<double> fused(Vec<double> a, Vec<double> b, Vec<double> c) {
+    return Vec<double>(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
+}
+#elif defined(__aarch64__)
+constexpr bool FUSED = true;
+template <class V>
+inline V fused(V a, V b, V c) {
+    for (unsigned j = 0; j < sizeof(V) / sizeof(a[0]); j++) c[j] = std::fma(a[j], b[j], c[j]);
+    return c;
+}
+#else
+constexpr bool FUSED = false;
+template <class V>
+inline V fused(V a, V b, V c) {
+    return a * b + c;
+}
+#endif
 
 #if defined(__clang__)
 constexpr bool SHUFFLES = false;

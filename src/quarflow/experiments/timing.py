@@ -1,0 +1,62 @@
+"""The timer: calls one after another, and several things in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+__all__ = ["in_turn", "median_seconds", "seconds_per_call"]
+
+Work = Callable[[], object]
+Clock = Callable[[], float]
+
+
+def seconds_per_call(
+    work: Work, calls: int = 1, wait: Work | None = None, clock: Clock = time.perf_counter
+) -> float:
+    """Mean seconds of some calls in a row.
+
+    Arguments:
+        work: What is timed.
+        calls: How often.
+        wait: Waits for the device, before and after.
+        clock: ``time.process_time`` for processor seconds.
+
+    Example:
+        >>> seconds_per_call(lambda: time.sleep(0.01), calls=2) >= 0.01
+        True
+    """
+    if wait is not None:
+        wait()
+    begun = clock()
+    for _ in range(calls):
+        work()
+    if wait is not None:
+        wait()
+
+    return (clock() - begun) / calls
+
+
+def in_turn(
+    works: Mapping[str, Work], repeats: int, warm_up: int = 1, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each repeat, A B C A B C ..., after rounds that are not counted.
+
+    Example:
+        >>> {name: len(seconds) for name, seconds in in_turn({"a": int, "b": int}, 3).items()}
+        {'a': 3, 'b': 3}
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + warm_up):
+        for name, work in works.items():
+            taken = seconds_per_call(work, clock=clock)
+            if repeat >= warm_up:
+                seconds[name].append(taken)
+
+    return seconds
+
+
+def median_seconds(work: Work, repeats: int, clock: Clock = time.perf_counter) -> float:
+    """Median time of one thing, after a call that is not counted."""
+    return median(in_turn({"": work}, repeats, clock=clock)[""])
