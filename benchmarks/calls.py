@@ -96,7 +96,7 @@ def measured() -> dict[str, Passed]:
     pixels = rng.integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
     images = Images(pixels, None, 256, "noise")
     settings = TrainingSettings(max_epochs=1, batch_size=32)
-    arguments = {"scales": 2, "blocks": 2, "hidden_channels": 8}
+    arguments = {"scales": 2, "transforms": 2, "hidden_channels": 8}
     found["training step, images"] = one_step(
         lambda: fit_images(images, settings, arguments=arguments, device="cpu")
     )

@@ -268,7 +268,10 @@ TRANSFORMS |= {
 
 
 def _quar(features, context=0, transforms=3, hidden_features=(6, 6), **options):
-    return shaken(QuAR(features, context, transforms, hidden_features, **options), 0.15)
+    return shaken(
+        QuAR(features, context, transforms=transforms, hidden_features=hidden_features, **options),
+        0.15,
+    )
 
 
 def _data_units():
@@ -422,7 +425,7 @@ class FlatImages(torch.nn.Module):
 
 
 def _image_flow(flow, shape, **options):
-    options = {"scales": 2, "blocks": 2, "hidden_channels": 2} | options
+    options = {"scales": 2, "transforms": 2, "hidden_channels": 2} | options
 
     return FlatImages(shaken(flow(shape, **options), 0.1))
 
@@ -430,12 +433,12 @@ def _image_flow(flow, shape, **options):
 FLOWS |= {
     "image quar": FlowCase(partial(_image_flow, ImageQuAR, (1, 2, 4)), 8, inside=True),
     "image quar factored out": FlowCase(
-        partial(_image_flow, ImageQuAR, (1, 4, 2), factor_out=True, norm="operator", blocks=1),
+        partial(_image_flow, ImageQuAR, (1, 4, 2), factor_out=True, norm="operator", transforms=1),
         8,
         inside=True,
     ),
     "image residual": FlowCase(
-        partial(_image_flow, ImageResidualFlow, (1, 2, 2), logdet="exact", blocks=1),
+        partial(_image_flow, ImageResidualFlow, (1, 2, 2), logdet="exact", transforms=1),
         4,
         inside=True,
     ),

@@ -36,7 +36,7 @@ from quarflow.flows import FlowDistribution, QuAR
 from quarflow.flows.data_units import DataUnits
 from quarflow.frames import check_finite, context_for, read_context, warn_of_new_values
 from quarflow.solvers import InversionError, listed
-from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
+from quarflow.store import ModelConfig, flow_config, load_model, save_model
 from quarflow.transforms.trust import Amplification
 
 if TYPE_CHECKING:
@@ -433,7 +433,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         """Write the model as a folder, atomically; see :mod:`quarflow.store`."""
         check_is_fitted(self)
         config = ModelConfig(
-            flow=FlowConfig(name="QuAR", arguments=QuARArguments(**self.flow_.arguments)),
+            flow=flow_config(self.flow_),
             columns=list(self.columns_.columns),
             context_columns=(
                 None if self.context_columns_ is None else list(self.context_columns_.columns)

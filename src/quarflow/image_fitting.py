@@ -193,7 +193,7 @@ def default_arguments(shape: tuple[int, int, int], levels: int) -> dict[str, Any
     return {
         "shape": [C, H, W],
         "scales": scales,
-        "blocks": 4,
+        "transforms": 4,
         "hidden_channels": 96,
         "levels": levels,
         "alpha": 0.05 if C > 1 else 1e-3,
@@ -348,14 +348,16 @@ def fit_images(
         >>> from quarflow.training import TrainingSettings
         >>> x = Images(np.zeros((32, 1, 4, 4), np.uint8), None, 17, "black")
         >>> model = fit_images(x, TrainingSettings(max_epochs=1, batch_size=8),
-        ...     arguments={"blocks": 1, "hidden_channels": 4})
+        ...     arguments={"transforms": 1, "hidden_channels": 4})
         >>> model.metrics["parameters"]["unmasked"] < model.metrics["parameters"]["total"]
         True
     """
+    from quarflow.flows.former import present_or_warn
     from quarflow.training import train
     from quarflow.training.device import choose_device
 
-    chosen = {**default_arguments(images.shape, images.levels), **(arguments or {})}
+    given = present_or_warn(name, arguments or {})
+    chosen = {**default_arguments(images.shape, images.levels), **given}
     flow = make_flow(name, chosen, settings.seed)
     train_part, valid_part = hold_out(images, validation_fraction, settings.seed)
     home = choose_device(device)

@@ -75,7 +75,7 @@ def fit(
       quarflow fit data.csv -o model
       quarflow fit data.parquet -o model --columns mass,energy --context angle --minutes 5
       quarflow fit data.csv -o model --set hidden_features=[64,64] --set 'bounds={"age":[0,null]}'
-      quarflow fit pictures/ -o model --minutes 30 --set blocks=8 --set flip=true
+      quarflow fit pictures/ -o model --minutes 30 --set transforms=8 --set flip=true
     """
     if resume and force:
         raise CommandError(

@@ -141,27 +141,27 @@ def tell(model: Any, output: Path) -> None:
 def _settings(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Sort `--set key=value` into arguments of the images, the flow and the training."""
     from quarflow.flows import ImageQuAR, ImageResidualFlow
+    from quarflow.flows.former import former_names
     from quarflow.training import TrainingSettings
 
-    flow = {
-        key
-        for constructor in (ImageQuAR, ImageResidualFlow)
-        for key in inspect.signature(constructor).parameters
-    } - {"shape", "levels"}
+    kinds = (ImageQuAR, ImageResidualFlow)
+    flow = {key for kind in kinds for key in inspect.signature(kind).parameters}
+    flow -= {"shape", "levels"}
+    former = {key for kind in kinds for key in former_names(kind.__name__)}
     training = {field.name for field in fields(TrainingSettings)} - set(OWN)
     found: dict[str, dict[str, Any]] = {"data": {}, "flow": {}, "training": {}}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
         if not equals:
-            raise CommandError(f"--set takes key=value, such as --set blocks=4, not {key!r}.")
+            raise CommandError(f"--set takes key=value, such as --set transforms=4, not {key!r}.")
         if key in OWN:
             raise CommandError(f"--set {key} is not needed: use {OWN[key]} instead.")
         part = (
             "data"
             if key in DATA_OPTIONS
             else "flow"
-            if key in flow
+            if key in flow | former
             else "training"
             if key in training
             else None

@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from quarflow.flows.actnorm import ActNorms, standardise
+from quarflow.flows.arguments import as_json, bound
 from quarflow.flows.bases import SCALAR, Base
 from quarflow.flows.certificate import StepCertificate, certify
 from quarflow.solvers import InversionError
@@ -124,6 +125,9 @@ class Flow(nn.Module, ABC):
         features: Number D of features.
         context: Number C of context variables.
 
+    Subclasses take all else by name. An argument whose default is a dataclass may also be given
+    as a dict of some of its fields, or as its first field alone.
+
     Attributes:
         arguments: What the flow was made with, as JSON knows it; saved with models.
         base: Module that gives the base distribution.
@@ -138,14 +142,10 @@ class Flow(nn.Module, ABC):
 
         @wraps(make)
         def recording(self: Flow, *args: Any, **kwargs: Any) -> None:
-            make(self, *args, **kwargs)
+            given = bound(cls, signature, args, kwargs)
+            make(self, *given.args, **given.kwargs)
             if type(self) is cls:
-                given = signature.bind(*args, **kwargs)
-                given.apply_defaults()
-                self.arguments = {
-                    name: list(value) if isinstance(value, (list, tuple)) else value
-                    for name, value in given.arguments.items()
-                }
+                self.arguments = {k: as_json(v) for k, v in given.arguments.items()}
 
         cls.__init__ = recording  # type: ignore[method-assign]
 

@@ -94,7 +94,7 @@ class ImageFlow(Flow):
     Arguments:
         shape: (C, H, W).
         scales: How many; the image is squeezed in between.
-        blocks: Residual steps at each scale.
+        transforms: Number T of residual steps at each scale.
         factor_out: Whether half of the variables are done after each scale.
         alpha: Of the logit, in [0, 0.5).
         base: ``normal`` or ``student-t``.
@@ -111,15 +111,15 @@ class ImageFlow(Flow):
         self,
         shape: Sequence[int],
         scales: int,
-        blocks: int,
+        transforms: int,
         factor_out: bool,
         alpha: float,
         base: str,
         levels: int,
     ) -> None:
         self.shapes = scale_shapes(shape, scales, factor_out)
-        if blocks < 1:
-            raise ValueError(f"blocks must be at least 1, not {blocks}.")
+        if transforms < 1:
+            raise ValueError(f"transforms must be at least 1, not {transforms}.")
         if not 0 <= alpha < 0.5:
             raise ValueError(f"alpha must be at least 0 and below 0.5, not {alpha}.")
         if not 2 <= levels <= 256:
@@ -129,7 +129,7 @@ class ImageFlow(Flow):
         self.alpha, self.levels = alpha, levels
         # The affine map before a scale's first step is the one after the last scale's last.
         self.actnorms = nn.ModuleList(
-            ActNorms(blocks + (s == 0), C, 3, flagged=False)
+            ActNorms(transforms + (s == 0), C, 3, flagged=False)
             for s, (C, _, _) in enumerate(self.shapes)
         )
         self.base = make_base(base, self.features)
@@ -239,7 +239,7 @@ class ImageFlow(Flow):
 
         Returns:
             Images, uint8, (n, C, H, W), and how often each residual step's branch was evaluated
-            for each image, (scales * blocks, n), first step first.
+            for each image, (scales * transforms, n), first step first.
 
         Raises:
             InversionError: if a step could not be inverted.
