@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from quarflow.flows import FAMILIES, Flow
+from quarflow.flows.arguments import as_json
 from quarflow.flows.former import present
 
 __all__ = [
@@ -72,7 +73,9 @@ Settings = Annotated[dict[str, Any], AfterValidator(_shallow)]
 class Strict(BaseModel):
     """Refuses unknown keys and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 def _known(name: str) -> str:
@@ -129,7 +132,7 @@ def arguments_of(name: str) -> type[BaseModel]:
 def _arguments_of(kind: type) -> type[BaseModel]:
     hints = get_type_hints(kind.__init__)  # type: ignore[misc]
     fields: dict[str, Any] = {
-        key: (_bounded(key, hints[key]), ... if p.default is p.empty else p.default)
+        key: (_bounded(key, hints[key]), ... if p.default is p.empty else as_json(p.default))
         for key, p in inspect.signature(kind).parameters.items()
     }
 
