@@ -32,10 +32,7 @@ def bound(
     parameters = signature.parameters
     most = sum(p.kind in POSITIONAL for p in parameters.values())
     if len(args) > most and family in POSITIONS and _named_only(signature):
-        further = by_position(family, args[most:], stacklevel=3)
-        twice = sorted(further.keys() & kwargs.keys())
-        if twice:
-            raise TypeError(f"{twice[0]} is given by position and by name.")
+        further = by_position(family, args[most:], kwargs, stacklevel=3)
         args, kwargs = args[:most], {**further, **kwargs}
     given = signature.bind(*args, **present_or_warn(family, kwargs, stacklevel=3))
     given.apply_defaults()

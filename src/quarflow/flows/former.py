@@ -86,6 +86,11 @@ def present_or_warn(
 ) -> dict[str, Any]:
     """Arguments under their present names; whoever used others is told.
 
+    Arguments:
+        family: Name of the flow.
+        arguments: As they are called now or were called before.
+        stacklevel: Of the warning, as seen from the caller of this function.
+
     Raises:
         ValueError: if an argument is given under both names.
     """
@@ -107,16 +112,27 @@ def present_or_warn(
     return found
 
 
-def by_position(family: str, values: Sequence[Any], stacklevel: int = 2) -> dict[str, Any]:
-    """Names for arguments that are given by position but have to be named.
+def by_position(
+    family: str, values: Sequence[Any], named: Mapping[str, Any], stacklevel: int = 2
+) -> dict[str, Any]:
+    """Names for arguments that are given by position but have to be named; the caller is told.
+
+    Arguments:
+        family: Name of the flow.
+        values: What stands after the arguments that may be given by position.
+        named: What is given by name.
+        stacklevel: Of the warning, as seen from the caller of this function.
 
     Raises:
-        TypeError: if the flow never took so many.
+        TypeError: if the flow never took so many, or one is also given by name.
     """
     names = POSITIONS.get(family, "").split()
     if len(values) > len(names):
         raise TypeError(f"{family} takes {len(values) - len(names)} arguments fewer by position.")
     names = names[: len(values)]
+    twice = [name for name in names if name in named]
+    if twice:
+        raise TypeError(f"{twice[0]} is given by position and by name.")
     warnings.warn(
         f"Name these arguments of {family}: {', '.join(names)}. Their position will mean nothing "
         "in the next release.",
