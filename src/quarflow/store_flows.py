@@ -161,7 +161,8 @@ def flow_config(flow: Flow) -> FlowConfig:
         ValueError: if it is none that can be saved.
 
     Example:
-        >>> flow_config(flows.PlanarFlow(2, transforms=3)).name
+        >>> from quarflow.flows import PlanarFlow
+        >>> flow_config(PlanarFlow(2, transforms=3)).name
         'PlanarFlow'
     """
     name = type(flow).__name__
@@ -191,7 +192,8 @@ def least_numbers(config: FlowConfig) -> int:
         ValueError: if its arguments do not suit each other, or ask for more than can be.
 
     Example:
-        >>> least_numbers(flow_config(flows.PlanarFlow(2, transforms=3)))
+        >>> from quarflow.flows import PlanarFlow
+        >>> least_numbers(flow_config(PlanarFlow(2, transforms=3)))
         32
     """
     try:

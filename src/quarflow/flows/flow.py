@@ -36,6 +36,12 @@ class FlowDistribution(Distribution):
         base: Distribution of z.
         context_shape: Batch shape of the context bound in f.
         event_shape: Of x; that of z by default.
+
+    Example:
+        >>> from quarflow.flows import PlanarFlow
+        >>> p = PlanarFlow(2, context=1, transforms=2)(torch.zeros(4, 1))
+        >>> p.sample((3,)).shape, p.log_prob(torch.zeros(4, 2)).shape
+        (torch.Size([3, 4, 2]), torch.Size([4]))
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -131,6 +137,19 @@ class Flow(nn.Module, ABC):
     Attributes:
         arguments: What the flow was made with, as JSON knows it; saved with models.
         base: Module that gives the base distribution.
+
+    Example:
+        >>> from quarflow.transforms import Affine
+        >>> from quarflow.flows.bases import base
+        >>> class Shifted(Flow):
+        ...     def __init__(self, features, context=0):
+        ...         super().__init__(features, context)
+        ...         self.shift = nn.Parameter(torch.ones(features))
+        ...         self.base = base("normal", features)
+        ...     def transforms(self, c):
+        ...         return [Affine(self.shift, torch.zeros(self.features))]
+        >>> Shifted(2)().log_prob(-torch.ones(2))
+        tensor(-1.8379, grad_fn=<AddBackward0>)
     """
 
     arguments: dict[str, Any]

@@ -23,7 +23,16 @@ LOGDET = LogDet(memory_saving=True)
 
 
 class ImageResidualDistribution(Estimated, ImageDistribution):
-    r"""The distribution of a residual flow over images, whose log-density is an estimate."""
+    r"""The distribution of a residual flow over images, whose log-density is an estimate.
+
+    Arguments:
+        transform, base, shape: As in :class:`ImageDistribution`.
+
+    Example:
+        >>> p = ImageResidualFlow((1, 4, 4), scales=1, transforms=1, hidden_channels=4)()
+        >>> p.log_prob(torch.rand(5, 1, 4, 4)).shape
+        torch.Size([5])
+    """
 
 
 @family

@@ -31,6 +31,11 @@ def scale_shapes(
 ) -> list[tuple[int, int, int]]:
     """(C, H, W) at each scale.
 
+    Arguments:
+        shape: (C, H, W) of the images.
+        scales: How many; the image is squeezed in between.
+        factor_out: Whether half of the variables are done after each scale.
+
     Raises:
         ValueError: if the shape is not that of an image, or cannot be squeezed so often.
 
@@ -53,7 +58,19 @@ def scale_shapes(
 
 
 class ImageDistribution(FlowDistribution):
-    r"""The distribution of images (C, H, W) with pixels in [0, 1]; see :class:`ImageFlow`."""
+    r"""The distribution of images (C, H, W) with pixels in [0, 1]; see :class:`ImageFlow`.
+
+    Arguments:
+        transform: From images (*, C, H, W) to vectors.
+        base: Distribution of the vectors.
+        shape: (C, H, W).
+
+    Example:
+        >>> from quarflow.flows import ImageQuAR
+        >>> p = ImageQuAR((1, 4, 4), scales=1, transforms=1, hidden_channels=4)()
+        >>> p.sample((3,)).shape, p.log_prob(torch.rand(3, 1, 4, 4)).shape
+        (torch.Size([3, 1, 4, 4]), torch.Size([3]))
+    """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.unit_interval, 3)
@@ -102,6 +119,12 @@ class ImageFlow(Flow):
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from quarflow.flows import ImageQuAR
+        >>> flow = ImageQuAR((3, 4, 4), scales=2, transforms=1, hidden_channels=12)
+        >>> flow.shapes
+        [(3, 4, 4), (12, 2, 2)]
     """
 
     initialized: Tensor

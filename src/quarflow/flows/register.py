@@ -22,6 +22,9 @@ def family(kind: Kind) -> Kind:
     values, text, a choice of these (``Literal``), sequences of whole numbers or a dataclass of
     such fields.
 
+    Arguments:
+        kind: A class of flows; its name is that of the family.
+
     Raises:
         ValueError: if another family has that name.
 

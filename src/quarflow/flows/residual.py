@@ -41,6 +41,15 @@ class ResidualFlowDistribution(Estimated):
     The estimate of the log-density is unbiased; its exponential, as a density, is not.
 
     See :class:`ResidualFlow`.
+
+    Arguments:
+        transform, base, context_shape, event_shape: As in :class:`FlowDistribution`.
+
+    Example:
+        >>> import torch
+        >>> p = ResidualFlow(2, transforms=2, hidden_features=(8,))()
+        >>> p.log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
 
