@@ -333,6 +333,7 @@ bool solve_all(const Chain<T>& chain, const T* y, T* x, T* slope, T* residual, i
             s.lay_out(space, chain.branch[0]);
             target = space.take<T>(int64_t(D) * TILE);
         });
+        bound_bends(chain.branch[0], s);
         for (int64_t i = thread; i < chain.tiles(); i += chain.threads) {
             Tile<T> tile(chain, i);
             int64_t at = tile.first * D, evaluations[TILE] = {};

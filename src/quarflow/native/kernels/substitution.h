@@ -13,6 +13,8 @@ struct Goal {
     int evaluations;
 };
 
+constexpr int MARGIN = 4;  // by how much a confirming evaluation must be needless
+
 template <class T>
 bool any(const T& mask) {
     uint64_t words[sizeof(T) / 8], found = 0;
@@ -27,6 +29,7 @@ struct Searching {
     T* base[MAX_LAYERS];    // of one variable: what the earlier ones contribute, units x TILE
     T* tangent[MAX_LAYERS]; // of one variable
     T *F, *d;               // of one variable
+    T* bend;                // of each variable: how much its units and F curve in it at most
 
     void lay_out(Space& space, const Branch<T>& f) {
         for (int l = 0; l < f.layers; l++) {
@@ -37,8 +40,36 @@ struct Searching {
         }
         F = space.take<T>(TILE);
         d = space.take<T>(TILE);
+        bend = space.take<T>(f.features);
     }
 };
+
+// Bounds of second derivatives: of the hidden units of each variable, and of F, to the variable.
+// From layer to layer, with curvatures of activations that are at most 1, and slopes too:
+//   |z'| <= |B| |h'|,  |z''| <= |B| |h''|,  |h'| <= |z'|,  |h''| <= |z'|^2 + |z''|
+template <class T>
+void bound_bends(const Branch<T>& f, Searching<T>& s) {
+    for (int i = 0; i < f.features; i++) {
+        s.bend[i] = 0;
+        for (int l = 0; l < f.layers; l++) {
+            const Layer<T>& a = f.layer[l];
+            const T* B = a.B + int64_t(i) * a.k_out * a.k_in;
+            // In the place of what a search will have: h' and h'', of this layer and the last.
+            for (int r = 0; r < a.k_out; r++) {
+                T first = 0, second = 0;
+                for (int c = 0; c < a.k_in; c++) {
+                    T weight = std::abs(B[r * a.k_in + c]);
+                    first += weight * (l ? s.tangent[l - 1][c] : 1);
+                    second += weight * (l ? s.base[l - 1][c] : 0);
+                }
+                if (l + 1 < f.layers) second += first * first;
+                s.tangent[l][r] = first;
+                s.base[l][r] = second;
+                s.bend[i] = std::max(s.bend[i], second);
+            }
+        }
+    }
+}
 
 // What layer l of variable i gets from the variables before it, and from the bias.
 template <class T>
@@ -107,13 +138,15 @@ void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal g
     constexpr int L = LANES<T>, V = STRIDE<T> / LANES<T>;
     const Vec<T> infinity = splat<T>(std::numeric_limits<T>::infinity());
     const T largest = std::numeric_limits<T>::max();
-    Vec<T> low[V], high[V], before[V], step[V];
-    for (int c = 0; c < V; c++) low[c] = -infinity, high[c] = infinity, before[c] = infinity;
+    Vec<T> low[V], high[V], step[V];
+    for (int c = 0; c < V; c++) low[c] = -infinity, high[c] = infinity;
+    // Close to the size of rounding only an evaluation tells what the residual is.
+    bool resolved = goal.tolerance >= 64 * double(std::numeric_limits<T>::epsilon());
     int used = 0;
     for (int sweep = 0; sweep < goal.evaluations; sweep++) {
         evaluate(f, i, x, s, n);
         used++;
-        bool moved = false, last = true;
+        bool moved = false, last = resolved && sweep < 8;
         for (int c = 0; c < V; c++) {
             T* at = x + i * TILE + n + c * L;
             Vec<T> now = load(at), target = load(y + i * TILE + n + c * L);
@@ -135,14 +168,12 @@ void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal g
                 moved = true;
                 store(at, next);
             }
-            // Newton squares the ratio of residuals: where that will do, the next evaluation would
-            // only confirm it. (Before the first step the ratio is 0 / infinity: not known.)
-            Vec<T> ratio = size / before[c];
-            auto unsure = 4 * size * ratio * ratio > T(goal.tolerance) * (1 + of);
-            unsure |= (before[c] == infinity) | halve | !(size < before[c]);
-            if (any(open & unsure)) last = false;
-            before[c] = size;
+            // What a step leaves behind is the square of it, times how much units and F bend:
+            // where that is far below the goal, the next evaluation would only confirm it.
             step[c] = next - now;
+            Vec<T> bent = step[c] * step[c] * s.bend[i] * MARGIN;
+            auto sure = bent <= T(goal.tolerance) * (1 + of);
+            if (any(open & (halve | ~sure))) last = false;
         }
         if (!moved) break;
         if (last) {
