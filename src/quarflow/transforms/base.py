@@ -180,8 +180,8 @@ class Inverse(Transform):
 
         Example:
             >>> from quarflow.transforms import Affine
-            >>> flat = Affine(torch.zeros(1), torch.tensor([-10.0]))  # z = exp(-10) x
-            >>> round(float(flat.inv.condition(torch.tensor([1e-6])).log10()))
+            >>> flat = Affine(torch.zeros(1).double(), torch.tensor([-10.0]).double())  # exp(-10) x
+            >>> round(float(flat.inv.condition(torch.tensor([1e-6]).double()).log10()))
             4
         """
         return self._forward.inverse_and_amplification(z)[1].condition
