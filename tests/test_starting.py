@@ -243,7 +243,7 @@ def test_saved_starts(tmp_path):
 
     assert np.array_equal(loaded.score_samples(x), density.score_samples(x))
     config = load_model(tmp_path / "m").config.flow
-    assert config.start == "gaussian"
+    assert config.arguments.start == "gaussian"
     numbers = sum(t.numel() for t in density.flow_.state_dict().values())
     assert least_numbers(config) == numbers
     path = tmp_path / "m" / "config.json"

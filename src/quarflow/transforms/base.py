@@ -180,7 +180,7 @@ class Inverse(Transform):
 
         Example:
             >>> from quarflow.transforms import Affine
-            >>> flat = Affine(torch.zeros(1).double(), torch.tensor([-10.0]).double())  # exp(-10) x
+            >>> flat = Affine(torch.zeros(1), torch.tensor([-10.0])).to(torch.float64)  # flat
             >>> round(float(flat.inv.condition(torch.tensor([1e-6]).double()).log10()))
             4
         """
