@@ -34,7 +34,11 @@ def bound(
     if len(args) > most and family in POSITIONS and _named_only(signature):
         further = by_position(family, args[most:], kwargs, stacklevel=3)
         args, kwargs = args[:most], {**further, **kwargs}
-    given = signature.bind(*args, **present_or_warn(family, kwargs, stacklevel=3))
+    kwargs = present_or_warn(family, kwargs, stacklevel=3)
+    try:
+        given = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{kind.__name__}: {error}.") from None
     given.apply_defaults()
     for name, value in given.arguments.items():
         given.arguments[name] = _whole(name, value, parameters[name].default)
