@@ -11,9 +11,10 @@
 struct Goal {
     double tolerance;
     int evaluations;
+    bool rough = false;  // only a start is wanted: no residual need be known
 };
 
-constexpr int MARGIN = 4;  // by how much a confirming evaluation must be needless
+constexpr int MARGIN = 1;  // twice the bound
 
 template <class T>
 bool any(const T& mask) {
@@ -134,14 +135,14 @@ void follow(const Branch<T>& f, int i, Searching<T>& s, int n, const Vec<T>* ste
 // Variable i at STRIDE points: Newton, inside a bracket once there is one.
 template <class T>
 void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal goal, int n,
-            int64_t* evaluations) {
+            const int64_t* before, int64_t* evaluations) {
     constexpr int L = LANES<T>, V = STRIDE<T> / LANES<T>;
     const Vec<T> infinity = splat<T>(std::numeric_limits<T>::infinity());
     const T largest = std::numeric_limits<T>::max();
     Vec<T> low[V], high[V], step[V];
     for (int c = 0; c < V; c++) low[c] = -infinity, high[c] = infinity;
     // Close to the size of rounding only an evaluation tells what the residual is.
-    bool resolved = goal.tolerance >= 64 * double(std::numeric_limits<T>::epsilon());
+    bool resolved = goal.rough || goal.tolerance >= 64 * double(std::numeric_limits<T>::epsilon());
     int used = 0;
     for (int sweep = 0; sweep < goal.evaluations; sweep++) {
         evaluate(f, i, x, s, n);
@@ -182,16 +183,71 @@ void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal g
         }
     }
     for (int c = 0; c < STRIDE<T>; c++)
-        evaluations[n + c] = std::max<int64_t>(evaluations[n + c], used);
+        evaluations[n + c] = std::max<int64_t>(evaluations[n + c], before[n + c] + used);
 }
+
+// A first search in float32: most evaluations on the way to a root in float64 need no more, and
+// they cost less than half.
+struct Rough {
+    Branch<float> f;
+    Searching<float> s;
+    float *x, *y, *B[MAX_LAYERS];
+
+    template <class T>
+    void lay_out(Space& space, const Branch<T>& from) {
+        f = {from.features, from.layers, from.activation, {}};
+        for (int l = 0; l < f.layers; l++) {
+            const Layer<T>& a = from.layer[l];
+            B[l] = space.take<float>(int64_t(a.out) * a.k_in);
+            f.layer[l] = {nullptr,  B[l],    nullptr,  0,      a.out, a.in,
+                          a.blocks, a.k_out, a.k_in, a.reverse, a.dense};
+        }
+        s.lay_out(space, f);
+        x = space.take<float>(int64_t(f.features) * TILE);
+        y = space.take<float>(int64_t(f.features) * TILE);
+    }
+
+    template <class T>
+    void fill(const Branch<T>& from) {
+        for (int l = 0; l < f.layers; l++) {
+            int64_t count = int64_t(f.layer[l].out) * f.layer[l].k_in;
+            for (int64_t j = 0; j < count; j++) B[l][j] = float(from.layer[l].B[j]);
+        }
+        bound_bends(f, s);
+    }
+
+    // Variable i of x, where it is to be found from what is known in s; counts evaluations.
+    template <class T>
+    void start(int i, const T* from_y, T* to_x, const Searching<T>& known, int columns,
+               int64_t* evaluations) {
+        int row = i * TILE, all = round_up(columns, STRIDE<float>);
+        for (int l = 0; l < f.layers; l++)
+            for (int r = 0; r < f.layer[l].k_out; r++)
+                for (int n = 0; n < all; n++)
+                    s.base[l][r * TILE + n] = n < columns ? float(known.base[l][r * TILE + n]) : 0;
+        for (int n = 0; n < all; n++) {
+            y[row + n] = n < columns ? float(from_y[row + n]) : 0;
+            x[row + n] = n < columns ? float(to_x[row + n]) : 0;
+        }
+        int64_t none[TILE] = {};
+        for (int n = 0; n < all; n += STRIDE<float>)
+            search(f, i, y, x, s, {5e-7, 6, true}, n, none, evaluations);
+        for (int n = 0; n < columns; n++)
+            if (x[row + n] != float(to_x[row + n]) && std::isfinite(x[row + n]))
+                to_x[row + n] = x[row + n];
+    }
+};
 
 // x from y, both tiles; x holds where to start. evaluations: at most so many of a variable.
 template <class T>
-void substitute(const Branch<T>& f, const T* y, T* x, Searching<T>& s, Goal goal, int64_t first,
-                int points, int columns, int64_t* evaluations) {
+void substitute(const Branch<T>& f, const T* y, T* x, Searching<T>& s, Rough& rough, Goal goal,
+                int64_t first, int points, int columns, int64_t* evaluations) {
     for (int k = 0; k < f.features; k++) {
         int i = f.layer[0].reverse ? f.features - 1 - k : k;
         for (int l = 0; l < f.layers; l++) contribution(f, l, i, x, s, first, points, columns);
-        for (int n = 0; n < columns; n += STRIDE<T>) search(f, i, y, x, s, goal, n, evaluations);
+        int64_t before[TILE] = {};
+        if constexpr (sizeof(T) == sizeof(double)) rough.start(i, y, x, s, columns, before);
+        for (int n = 0; n < columns; n += STRIDE<T>)
+            search(f, i, y, x, s, goal, n, before, evaluations);
     }
 }
