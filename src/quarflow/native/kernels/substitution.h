@@ -14,7 +14,7 @@ struct Goal {
     bool rough = false;  // only a start is wanted: no residual need be known
 };
 
-constexpr int MARGIN = 1;  // twice the bound
+constexpr int MARGIN = 8;  // by how much a confirming evaluation must be needless
 
 template <class T>
 bool any(const T& mask) {
@@ -24,18 +24,30 @@ bool any(const T& mask) {
     return found;
 }
 
+// Variables from begin to end in the order, whose units are computed in panels as far as they
+// read variables before them all.
+struct Group {
+    int begin, end;
+};
+
+inline int group_size(int units) { return std::max(1, PANEL / units); }
+
 template <class T>
 struct Searching {
     Tape<T> tape;           // hidden layers of all variables found so far; slopes are not used
-    T* base[MAX_LAYERS];    // of one variable: what the earlier ones contribute, units x TILE
+    T* base[MAX_LAYERS];    // of one variable, in its group: what all earlier ones contribute
     T* tangent[MAX_LAYERS]; // of one variable
+    T* group[MAX_LAYERS];   // of a group of variables: what those before the group contribute
     T *F, *d;               // of one variable
+    int columns, together;  // of a tile; variables in a group
     T* bend;                // of each variable: how much its units and F curve in it at most
 
     void lay_out(Space& space, const Branch<T>& f) {
+        together = std::min(f.features, group_size(f.layer[0].k_out));
         for (int l = 0; l < f.layers; l++) {
             const Layer<T>& a = f.layer[l];
-            base[l] = space.take<T>(int64_t(a.k_out) * TILE);
+            group[l] = space.take<T>(int64_t(together) * a.k_out * TILE);
+            base[l] = group[l];
             tangent[l] = space.take<T>(int64_t(a.k_out) * TILE);
             if (l + 1 < f.layers) tape.hidden[l].h = space.take<T>(int64_t(a.out) * TILE);
         }
@@ -72,19 +84,30 @@ void bound_bends(const Branch<T>& f, Searching<T>& s) {
     }
 }
 
-// What layer l of variable i gets from the variables before it, and from the bias.
+// What layer l of a group of variables, or of one of a group, gets from those before: all that
+// come before the group and the bias for the group; and those within the group for one of it.
 template <class T>
-void contribution(const Branch<T>& f, int l, int i, const T* x, Searching<T>& s, int64_t first,
-                  int points, int columns) {
+void contribution(const Branch<T>& f, int l, Group to, Group from, const T* x, Searching<T>& s,
+                  T* out, bool add) {
     const Layer<T>& a = f.layer[l];
     const T* h = l ? s.tape.hidden[l - 1].h : x;
-    int row = i * a.k_out, way = a.reverse ? -1 : 1, from = a.reverse ? a.in - 1 : 0;
-    int count = (a.reverse ? f.features - 1 - i : i) * a.k_in;
+    int D = f.features, way = a.reverse ? -1 : 1;
+    int row = (a.reverse ? D - to.end : to.begin) * a.k_out;
+    int column = a.reverse ? (D - from.begin) * a.k_in - 1 : from.begin * a.k_in;
+    small_product<T>((to.end - to.begin) * a.k_out, {a.W + int64_t(row) * a.in + column, a.in, way},
+                     h + column * TILE, way * TILE, (from.end - from.begin) * a.k_in, out, TILE,
+                     s.columns, add ? nullptr : a.b + row, add);
+}
+
+template <class T>
+void contribution_to_group(const Branch<T>& f, int l, Group to, const T* x, Searching<T>& s,
+                           int64_t first, int points) {
+    const Layer<T>& a = f.layer[l];
+    int row = (a.reverse ? f.features - to.end : to.begin) * a.k_out;
+    int rows = (to.end - to.begin) * a.k_out;
     if (a.b_row)
-        points_to_tile(a.b + first * a.b_row + row, a.b_row, s.base[l], points, columns, a.k_out);
-    small_product<T>(a.k_out, {a.W + int64_t(row) * a.in + from, a.in, way}, h + from * TILE,
-                     way * TILE, count, s.base[l], TILE, columns, a.b_row ? nullptr : a.b + row,
-                     a.b_row != 0);
+        points_to_tile(a.b + first * a.b_row + row, a.b_row, s.group[l], points, s.columns, rows);
+    contribution(f, l, to, {0, to.begin}, x, s, s.group[l], a.b_row != 0);
 }
 
 // F and d of variable i, at STRIDE points from column n on; leaves its hidden units where later
@@ -242,9 +265,17 @@ struct Rough {
 template <class T>
 void substitute(const Branch<T>& f, const T* y, T* x, Searching<T>& s, Rough& rough, Goal goal,
                 int64_t first, int points, int columns, int64_t* evaluations) {
+    bool reverse = f.layer[0].reverse;
+    s.columns = columns;
     for (int k = 0; k < f.features; k++) {
-        int i = f.layer[0].reverse ? f.features - 1 - k : k;
-        for (int l = 0; l < f.layers; l++) contribution(f, l, i, x, s, first, points, columns);
+        int i = reverse ? f.features - 1 - k : k, within = k % s.together;
+        Group group{k - within, std::min(f.features, k - within + s.together)};
+        int place = reverse ? group.end - 1 - k : within;
+        for (int l = 0; l < f.layers; l++) {
+            if (!within) contribution_to_group(f, l, group, x, s, first, points);
+            s.base[l] = s.group[l] + place * f.layer[l].k_out * TILE;
+            if (within) contribution(f, l, {k, k + 1}, {group.begin, k}, x, s, s.base[l], true);
+        }
         int64_t before[TILE] = {};
         if constexpr (sizeof(T) == sizeof(double)) rough.start(i, y, x, s, columns, before);
         for (int n = 0; n < columns; n += STRIDE<T>)
