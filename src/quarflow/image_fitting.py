@@ -222,14 +222,14 @@ def parameter_counts(flow: Flow) -> dict[str, int]:
     ``unmasked`` counts what is learned. ``total`` counts what dense 3 x 3 and 1 x 1 convolutions
     of the same width would hold, as the paper counts both of its models (section 5.2).
     """
-    from quarflow.nn import CausalConv2d
+    from quarflow.nn import TriangularLayer
 
     unmasked = sum(p.numel() for p in flow.parameters())
     total = unmasked
     for module in flow.modules():
-        if isinstance(module, CausalConv2d):
+        if isinstance(module, TriangularLayer) and module.taps is not None:
             size = 2 * max(abs(offset) for tap in module.taps[0] for offset in tap) + 1
-            inside, outside = (module.channels * k for k in (module.units_in, module.units_out))
+            inside, outside = (module.features * k for k in (module.units_in, module.units_out))
             total += len(module.reverse) * inside * outside * size * size
             total -= sum(
                 w.numel() for w in (module.off_center, module.off_diagonal, module.diagonal)

@@ -131,20 +131,12 @@ class Model:
         flow = deepcopy(self.estimator.flow_).double()  # as the estimator samples
         given = self._context(context)
         at = torch.as_tensor(z).to(next(flow.parameters()))
-        found = []
-        chain = flow(None if given is None else given.double()).transform.transforms
-        for transform in reversed(chain):
-            if hasattr(transform, "solve"):
-                solution = transform.solve(at)
-                at = solution.x.reshape(at.shape)
-                count = solution.iterations.cpu().numpy()
-                found.append(
-                    {
-                        "median": float(np.median(count)),
-                        "most": int(count.max()),
-                        "residual": float(solution.residual.max()),
-                    }
-                )
-            else:
-                at = transform.inverse_and_ladj(at)[0]
-        return found[::-1]
+        p = flow(None if given is None else given.double())
+        return [
+            {
+                "median": float(np.median(solution.iterations.cpu().numpy())),
+                "most": int(solution.iterations.max()),
+                "residual": float(solution.residual.max()),
+            }
+            for solution in p.transform.invert(at)[1]
+        ]
