@@ -155,7 +155,7 @@ def test_few_rows_start_at_the_gaussian_itself(wide):
     assert start["train_nats"] is None
     assert start["valid_nats"] == density.metrics_["start_nats"]
     assert start["valid_nats"] == pytest.approx(density.metrics_["gaussian_nats"], abs=1e-2)
-    assert density.metrics_["valid_nats"] <= min(r["valid_nats"] for r in density.history_)
+    assert density.metrics_["valid_nats"] <= min(r["valid_nats"] for r in density.history_) + 1e-3
 
 
 def test_what_is_no_better_than_a_gaussian_is_a_gaussian(tmp_path, capsys):
