@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Normal
 
+from quarflow.seeds import seeded
 from quarflow.training import (
     CheckpointError,
     LockedError,
@@ -34,8 +35,8 @@ from quarflow.training import (
 )
 from quarflow.training.checkpoint import FILE, PARTIAL
 from quarflow.training.device import accelerator_on, choose_device
-from quarflow.training.rows import Sampler, seeded
-from quarflow.training.state import Average
+from quarflow.training.ema import Average
+from quarflow.training.rows import Sampler
 
 
 class Toy(nn.Module):

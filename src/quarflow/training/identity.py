@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quarflow._version import __version__
-from quarflow.training.rows import Rows, seeded
+from quarflow.seeds import seeded
+from quarflow.training.rows import Rows
 from quarflow.training.settings import TrainingSettings
 
 __all__ = ["column_digests", "differences", "digest", "identity_of"]

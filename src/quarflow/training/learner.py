@@ -9,17 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quarflow.training.rows import Rows, mix, validation_batch
+from quarflow.seeds import mix
+from quarflow.training.adam import adam_tensors, fill_adam, make_adam
+from quarflow.training.ema import Average
+from quarflow.training.rows import Rows, validation_batch
 from quarflow.training.settings import TrainingSettings
-from quarflow.training.state import (
-    Average,
-    adam_tensors,
-    assign,
-    copied,
-    fill_adam,
-    make_adam,
-    module_tensors,
-)
+from quarflow.training.state import assign, copied, module_tensors
 
 __all__ = ["Learner", "NegativeLogLikelihood"]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from quarflow.seeds import seeded
 from quarflow.training.settings import TrainingSettings
 
-__all__ = ["Plan", "Rows", "Sampler", "mix", "seeded", "validation_batch"]
+__all__ = ["Plan", "Rows", "Sampler", "validation_batch"]
 
 
 class Rows(Protocol):
@@ -31,24 +31,6 @@ class Rows(Protocol):
     def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Give (x, c) of the rows `index`, shapes (n, features) and (n, context) or None."""
         ...
-
-
-def mix(seed: int, kind: str, *numbers: int) -> int:
-    """Hash to 63 bits, so that neighbouring seeds and steps give unrelated streams.
-
-    Example:
-        >>> mix(0, "noise", 1) != mix(1, "noise", 0)
-        True
-    """
-    text = "/".join([str(seed), kind, *map(str, numbers)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def seeded(
-    seed: int, kind: str, *numbers: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
-    """Give a generator that depends on nothing but the arguments."""
-    return torch.Generator(device=device).manual_seed(mix(seed, kind, *numbers))
 
 
 @dataclass(frozen=True)

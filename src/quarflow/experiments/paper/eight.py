@@ -18,7 +18,7 @@ from quarflow.experiments.paper.run import Run
 from quarflow.experiments.step import Step
 from quarflow.experiments.timing import median_seconds
 from quarflow.flows import Autoregressive, Flow, QuAR, ResidualFlow
-from quarflow.training.rows import seeded
+from quarflow.seeds import seeded
 
 __all__ = [
     "FLOOR",
