@@ -8,6 +8,16 @@ from typing import Any, Literal
 
 __all__ = ["TrainingError", "TrainingResult", "TrainingSettings"]
 
+WHOLE = {  # the least of each
+    "batch_size": 1,
+    "max_epochs": 1,
+    "warmup_steps": 0,
+    "patience": 0,
+    "cuts": 0,
+    "seed": 0,
+    "evaluate_every": 1,
+}
+OPTIONAL = ("evaluate_every", "minutes", "clip")
 CHOICES = {
     "schedule": ("cosine", "constant"),
     "precision": ("float32", "bf16"),
@@ -88,30 +98,12 @@ class TrainingSettings:
     keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("batch_size", 1),
-            ("max_epochs", 1),
-            ("warmup_steps", 0),
-            ("patience", 0),
-            ("cuts", 0),
-            ("seed", 0),
-            ("evaluate_every", 1),
-        ):
-            value = getattr(self, name)
-            if name == "evaluate_every" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        for name, least in WHOLE.items():
+            self._check_whole(name, least)
         for name in ("learning_rate", "minutes", "clip"):
-            value = getattr(self, name)
-            if value is None and name != "learning_rate":
-                continue
-            if not _is_number(value) or value <= 0:
-                raise ValueError(f"{name} must be a number above 0, got {value!r}.")
+            self._check_number(name, zero=False)
         for name in ("weight_decay", "min_improvement", "checkpoint_seconds"):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise ValueError(f"{name} must be a number of at least 0, got {value!r}.")
+            self._check_number(name, zero=True)
         object.__setattr__(self, "betas", tuple(self.betas))
         fractions = {"ema": self.ema, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}
         for name, value in fractions.items():
@@ -122,10 +114,25 @@ class TrainingSettings:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                told = " or ".join(map(repr, choices))
-                raise ValueError(f"{name} must be {told}, got {value!r}.")
+                known = " or ".join(map(repr, choices))
+                raise ValueError(f"{name} must be {known}, got {value!r}.")
         if self.optimizer == "adamax" and self.weight_decay:
             raise ValueError("weight_decay is for optimizer='adam' only: set one of the two.")
+
+    def _check_whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is None and name in OPTIONAL:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+
+    def _check_number(self, name: str, zero: bool) -> None:
+        value = getattr(self, name)
+        if value is None and name in OPTIONAL:
+            return
+        if not _is_number(value) or value < 0 or (value == 0 and not zero):
+            least = "of at least 0" if zero else "above 0"
+            raise ValueError(f"{name} must be a number {least}, got {value!r}.")
 
 
 def _is_number(value: object) -> bool:
