@@ -1,5 +1,6 @@
 """Preprocessing of columns: exact, invertible, and right about what it detects."""
 
+import itertools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quarflow.data import column_detect
 from quarflow.data.columns import Column, Columns
 
 KINDS = {
@@ -460,3 +462,22 @@ def test_house_has_atoms_at_zero():
     columns = Columns.fit(X, [f"x{j}" for j in range(X.shape[1])]).columns
     assert all(columns[j].atoms == (0.0,) for j in (2, 6, 8, 9, 11))
     assert columns[0].step == columns[0].grid == 1
+
+
+def test_the_quick_look_at_tails_chooses_as_the_whole_grid_does(monkeypatch):
+    rng = np.random.default_rng(3)
+    columns = [
+        rng.normal(size=900),
+        np.exp(2 * rng.normal(size=900)),
+        1e-7 * rng.standard_t(1, 5000),
+        1e8 + rng.gamma(0.2, size=300),
+        np.append(1e-9 * rng.normal(size=50), 1e9),  # seen from 1e9 the rest is one point
+        np.append(rng.normal(size=40) - 1e6, rng.normal(size=60) + 1e6),
+        np.array([0.0, 1.0, 5.0]),
+    ]
+    quick = [column_detect.find_tails(column) for column in columns]
+    whole = lambda v, centers, spreads: list(itertools.product(centers, spreads))  # noqa: E731
+    monkeypatch.setattr(column_detect, "_promising", whole)
+    assert quick == [column_detect.find_tails(column) for column in columns]
+    assert any(found is None for found in quick)
+    assert not all(found is None for found in quick)

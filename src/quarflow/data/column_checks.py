@@ -27,34 +27,38 @@ def check_table(
     check_names(names)
     if len(X) < 2:
         raise ValueError(f"Fitting needs at least 2 rows, and there is {len(X)}.")
+    _check_finite(X, names)
+    if tails not in ("auto", "none"):
+        raise ValueError(f"tails must be 'auto' or 'none', not {tails!r}.")
+    if isinstance(discrete, str) and discrete in ("auto", "none"):
+        discrete = []
+    if isinstance(discrete, str) or not isinstance(discrete, Iterable):
+        raise ValueError(
+            f"discrete must be 'auto', 'none' or a list of column names, not {discrete!r}."
+        )
+    if not isinstance(bounds, Mapping):
+        raise ValueError(f"bounds must be a dict {{column: (lower, upper)}}, not {bounds!r}.")
+    _check_known("discrete", discrete, names)
+    _check_known("bounds", bounds, names)
+    return {name: bounds_of(name, pair) for name, pair in bounds.items()}
+
+
+def _check_finite(X: np.ndarray, names: list[str]) -> None:
     bad = ~np.isfinite(X)
     if bad.any():
         j = int(np.argmax(bad.any(axis=0)))
         row = int(np.argmax(bad[:, j]))
         what = "missing" if np.isnan(X[row, j]) else "infinite"
         raise ValueError(f"Column {names[j]!r} has a value that is {what} in row {row + 1:,}.")
-    if tails not in ("auto", "none"):
-        raise ValueError(f"tails must be 'auto' or 'none', not {tails!r}.")
-    if isinstance(discrete, str):
-        if discrete not in ("auto", "none"):
+
+
+def _check_known(argument: str, given: Iterable[str], names: list[str]) -> None:
+    for name in given:
+        if name not in names:
             raise ValueError(
-                f"discrete must be 'auto', 'none' or a list of column names, not {discrete!r}."
+                f"{argument} names the column {shorten(name)}, but the columns are "
+                f"{listed(names)}."
             )
-        discrete = []
-    if not isinstance(bounds, Mapping):
-        raise ValueError(f"bounds must be a dict {{column: (lower, upper)}}, not {bounds!r}.")
-    if not isinstance(discrete, Iterable):
-        raise ValueError(
-            f"discrete must be 'auto', 'none' or a list of column names, not {discrete!r}."
-        )
-    for argument, given in (("discrete", discrete), ("bounds", bounds)):
-        for name in given:
-            if name not in names:
-                raise ValueError(
-                    f"{argument} names the column {shorten(name)}, but the columns are "
-                    f"{listed(names)}."
-                )
-    return {name: bounds_of(name, pair) for name, pair in bounds.items()}
 
 
 def check_names(names: list[str]) -> None:

@@ -225,9 +225,23 @@ def _array(data: Any, what: str, prefix: str) -> NDArray[Any]:
         values = _array(np.asarray(array.data), what, prefix)
         return np.where(hidden, np.nan, values) if hidden.any() else values
     array = np.asarray(array)
-    kind = array.dtype.kind
-    if kind in "biuf":
+    if array.dtype.kind in "biuf":
         return array.astype(np.float64)
+    _refuse_kinds(array, data, what)
+    objects = array.astype(object)
+    if array.ndim > 2 or not array.size:
+        return _objects(objects.ravel(), what).reshape(array.shape)
+    columns = objects[:, None] if array.ndim == 1 else objects
+    read = [
+        _objects(columns[:, j], f"Column '{prefix}{j}' of {what}") for j in range(columns.shape[1])
+    ]
+
+    return np.stack(read, axis=1).reshape(array.shape)
+
+
+def _refuse_kinds(array: NDArray[Any], data: Any, what: str) -> None:
+    """Raise for arrays none of whose values can be numbers."""
+    kind = array.dtype.kind
     if array.dtype.names:
         raise NotNumbers(f"{what} is a structured array; make it a frame: pandas.DataFrame(...).")
     if kind == "c":
@@ -239,15 +253,6 @@ def _array(data: Any, what: str, prefix: str) -> NDArray[Any]:
             f"{what} is a {type(data).__name__}; the argument must be no string and no object, "
             "but an array or a frame of numbers."
         )
-    objects = array.astype(object)
-    if array.ndim > 2 or not array.size:
-        return _objects(objects.ravel(), what).reshape(array.shape)
-    columns = objects[:, None] if array.ndim == 1 else objects
-    read = [
-        _objects(columns[:, j], f"Column '{prefix}{j}' of {what}") for j in range(columns.shape[1])
-    ]
-
-    return np.stack(read, axis=1).reshape(array.shape)
 
 
 def _ragged(data: Any, what: str) -> str:
