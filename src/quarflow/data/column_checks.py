@@ -11,7 +11,7 @@ from quarflow.data.column import Column
 from quarflow.data.column_bounds import bounds_of
 from quarflow.data.source import listed, shorten
 
-__all__ = ["Bounds", "check_inside", "check_names", "check_spread", "check_table", "is_constant"]
+__all__ = ["Bounds", "check_inside", "check_spread", "check_table", "is_constant"]
 
 Bounds = Mapping[str, tuple[float | None, float | None]]
 
@@ -24,7 +24,7 @@ def check_table(
         raise ValueError(f"The data must be rows x columns, but have shape {X.shape}.")
     if len(names) != X.shape[1]:
         raise ValueError(f"There are {len(names)} names for {X.shape[1]} columns.")
-    check_names(names)
+    _check_distinct(names)
     if len(X) < 2:
         raise ValueError(f"Fitting needs at least 2 rows, and there is {len(X)}.")
     _check_finite(X, names)
@@ -61,8 +61,7 @@ def _check_known(argument: str, given: Iterable[str], names: list[str]) -> None:
             )
 
 
-def check_names(names: list[str]) -> None:
-    """Refuse two columns of one name."""
+def _check_distinct(names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from quarflow.data.column import FLAT, Column
@@ -17,7 +16,6 @@ from quarflow.data.column_cells import Cells
 from quarflow.data.column_checks import (
     Bounds,
     check_inside,
-    check_names,
     check_table,
     is_constant,
 )
@@ -98,11 +96,6 @@ class Columns:
         """Data units (*, D) -> standardised float64 (*, D), with `call_and_ladj` and `.inv`."""
         return ColumnTransform(self.columns)
 
-    def check(self, X: np.ndarray) -> None:
-        """Raise ValueError, naming column and row, at the first value of X outside its bounds."""
-        for j, column in enumerate(self.columns):
-            check_inside(np.asarray(X)[:, j], column)
-
     def cells(self) -> Cells:
         """The cells of discrete values, and the strips at bounds."""
         return Cells(self.columns)
@@ -151,27 +144,6 @@ class Columns:
     def describe(self) -> list[str]:
         """A sentence for each column that gets anything besides standardising."""
         return [told for column in self.columns if (told := column.describe())]
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Plain dicts for `json.dump`; exact, since JSON keeps every digit of a float."""
-        return [column.model_dump(mode="json") for column in self.columns]
-
-    @classmethod
-    def from_json(cls, data: Iterable[Mapping[str, Any]]) -> Columns:
-        """The inverse of `to_json`. Raises ValueError, naming column and entry, for bad values."""
-        if not isinstance(data, Sequence) or isinstance(data, str) or not data:
-            raise ValueError("The columns of a model must be a list with at least one entry.")
-        columns = []
-        for j, entry in enumerate(data, start=1):
-            try:
-                columns.append(Column.model_validate(entry))
-            except ValidationError as error:
-                first = error.errors()[0]
-                entry_name = ".".join(map(str, first["loc"]))
-                where = f", entry {entry_name}" if entry_name else ""
-                raise ValueError(f"Column {j} of the model{where}: {first['msg']}.") from None
-        check_names([column.name for column in columns])
-        return cls(tuple(columns))
 
 
 def _closed(column: Column) -> tuple[float, float]:
