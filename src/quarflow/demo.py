@@ -29,7 +29,7 @@ def run_demo(
     minutes: tuple[float, float] = (MINUTES_ALL, MINUTES_GAMMA),
     samples: int = 10_000,
 ) -> dict[str, Any]:
-    """Run everything, write it under `output`, and return the figures (also in figures.json).
+    """Run everything, write it under ``output``, and return the figures (also in figures.json).
 
     Arguments:
         output: A new or empty folder, or that of an earlier demo.
@@ -86,7 +86,7 @@ def run_demo(
 
 
 def summary(figures: dict[str, Any], folder: Path) -> list[str]:
-    """Return the figures as lines to read."""
+    """The figures as lines to read."""
     lead = figures["gaussian_test_nats"] - figures["test_nats"]
     return [
         "",
@@ -126,7 +126,7 @@ def _fit(X: np.ndarray, names: list[str], seed: int, minutes: float) -> Any:
 
 
 def _fit_figures(estimator: Any, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
-    """Return held-out nats of the flow and of a Gaussian fitted to the same rows."""
+    """Held-out nats of the flow and of a Gaussian fitted to the same rows."""
     from quarflow.report.calibration import gaussian_nats
 
     scores = estimator.score_samples(frame_of(estimator.columns_.names, test))
@@ -145,7 +145,7 @@ def _fit_figures(estimator: Any, train: np.ndarray, test: np.ndarray) -> dict[st
 
 
 def _find_hadrons(gammas: Any, magic: Any, test: np.ndarray) -> float:
-    """Return the ROC AUC of hadron against gamma, the density of gammas alone as the score."""
+    """The ROC AUC of hadron against gamma, the density of gammas alone as the score."""
     from sklearn.metrics import roc_auc_score
 
     scores = gammas.score_samples(frame_of(magic.names, magic.X[test]))

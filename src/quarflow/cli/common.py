@@ -85,7 +85,7 @@ def fail(message: str) -> NoReturn:
 
 
 def on_purpose(error: Exception) -> bool:
-    """Tell whether an error is a message to the user: raised, by name, in a `raise` of ours.
+    """Whether an error is a message to the user: raised, by name, in a `raise` of ours.
 
     A ValueError that numpy or torch throws at our code is a bug, and so are all other kinds.
     """
@@ -155,7 +155,7 @@ def _distinct(names: list[str], option: str) -> list[str]:
 
 
 def frame_of(names: Sequence[str], values: Any) -> Any:
-    """Return a polars frame of float64 columns."""
+    """A polars frame of float64 columns."""
     import polars as pl
 
     return pl.DataFrame({name: values[:, i] for i, name in enumerate(names)})
@@ -171,7 +171,7 @@ def holds_images(model: Path) -> bool:
 
 
 def load(model: Path) -> Any:
-    """Return the fitted estimator saved in a folder."""
+    """The fitted estimator saved in a folder."""
     from quarflow import QuARDensity
     from quarflow.exchange import recover
 
@@ -191,7 +191,7 @@ def load(model: Path) -> Any:
 
 
 def split(estimator: Any, values: Any) -> tuple[Any, Any]:
-    """Return a frame of the modelled columns and an array of the context columns, or None."""
+    """A frame of the modelled columns and an array of the context columns, or None."""
     names = list(estimator.columns_.names)
     rest = values[:, len(names) :]
     if not hasattr(estimator, "feature_names_in_"):
@@ -202,7 +202,7 @@ def split(estimator: Any, values: Any) -> tuple[Any, Any]:
 
 
 def needed(estimator: Any) -> list[str]:
-    """Return the columns a table must have: those modelled, then those of the context."""
+    """The columns a table must have: those modelled, then those of the context."""
     context = estimator.context_columns_
     return list(estimator.columns_.names) + ([] if context is None else list(context.names))
 

@@ -21,7 +21,7 @@ def nats(value: float | None) -> str:
 
 
 def two_columns(title: str, rows: dict[str, Any]) -> Any:
-    """Return a table of names and what belongs to them."""
+    """A table of names and what belongs to them."""
     from rich import box
     from rich.table import Table
 
@@ -34,7 +34,7 @@ def two_columns(title: str, rows: dict[str, Any]) -> Any:
 
 
 def certificate_table(flow: Any) -> Any:
-    """Return a table of the certified bounds of a flow."""
+    """A table of the certified bounds of a flow."""
     from rich import box
     from rich.table import Table
 

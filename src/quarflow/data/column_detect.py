@@ -36,7 +36,7 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
 
     A column of whole numbers always counts. Another counts if it lies on a lattice and has
     fewer distinct values than half its rows, or has fewer than a fifth, or if one value makes
-    up 0.5 % of the rows. `forced`: the user says so.
+    up 0.5 % of the rows. ``forced``: the user says so.
     """
     sample = subsample(x, SORTED_ROWS)
     values, counts = distinct(sample)
@@ -66,7 +66,7 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
 
 
 def _floor(sample: np.ndarray, rest: np.ndarray, values: np.ndarray, counts: np.ndarray) -> float:
-    """The least width of the noise; between atoms the column may be continuous: `rest`."""
+    """The least width of the noise; between atoms the column may be continuous: ``rest``."""
     wide = float(sample.std())
     quartiles = np.percentile(rest, [25, 75]) if len(rest) else np.zeros(2)
     middle = float(quartiles[1] - quartiles[0])  # keeps long tails from setting the floor
@@ -108,7 +108,7 @@ def find_tails(v: np.ndarray, finest: float = 0.0) -> tuple[float, float] | None
     """(center, spread) where asinh((v - center) / spread) is nearer to a Gaussian than v is.
 
     Compared by the likelihood of the best Gaussian, Jacobian included, over a small grid.
-    None where that gains less than 0.02 nats (and somewhat more on few rows). `finest`: the
+    None where that gains less than 0.02 nats (and somewhat more on few rows). ``finest``: the
     width of the noise in v, below which there is no detail for a spread to show.
     """
     v = subsample(v, TAIL_ROWS)
@@ -132,7 +132,7 @@ def find_tails(v: np.ndarray, finest: float = 0.0) -> tuple[float, float] | None
 
 
 def subsample(x: np.ndarray, rows: int) -> np.ndarray:
-    """At most `rows` of the entries, the same ones every time."""
+    """At most ``rows`` of the entries, the same ones every time."""
     if len(x) <= rows:
         return x
     return x[np.random.default_rng(0).choice(len(x), rows, replace=False)]
@@ -141,7 +141,7 @@ def subsample(x: np.ndarray, rows: int) -> np.ndarray:
 def _promising(
     v: np.ndarray, centers: np.ndarray, spreads: np.ndarray
 ) -> list[tuple[float, float]]:
-    """The pairs that may have the best `_asinh_fit`, by a look at all of them in float32.
+    """The pairs that may have the best ``_asinh_fit``, by a look at all of them in float32.
 
     Its rounding is far below the margin, except where y hardly varies: those pairs stay in.
     """

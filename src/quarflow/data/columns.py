@@ -93,7 +93,7 @@ class Columns:
         return cls(tuple(fitted))
 
     def transform(self) -> ColumnTransform:
-        """Data units (*, D) -> standardised float64 (*, D), with `call_and_ladj` and `.inv`."""
+        """The map from data units (*, D) to standardised float64 (*, D); has ``call_and_ladj``."""
         return ColumnTransform(self.columns)
 
     def cells(self) -> Cells:
@@ -105,7 +105,7 @@ class Columns:
     ) -> Tensor:
         """x (*, D) as float64, with noise that fills the cells of each discrete column.
 
-        `cells`: those of `cells()`, if they are at hand.
+        ``cells``: those of ``cells()``, if they are at hand.
         """
         x = x.to(torch.float64)
         if all(column.step is None for column in self.columns):

@@ -33,7 +33,7 @@ class MagicGamma:
 
 
 def magic_path() -> Path:
-    """The Parquet file inside the package: ten numeric columns and `class` (gamma or hadron)."""
+    """The Parquet file inside the package: ten numeric columns and ``class`` (gamma or hadron)."""
     return Path(str(files("quarflow.data").joinpath("magic_gamma.parquet")))
 
 

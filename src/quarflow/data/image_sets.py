@@ -67,7 +67,7 @@ def load_set(
         download: Whether the network may be used.
 
     Raises:
-        ImageError: if the set is not known or not to be had.
+        ImageError: if the set is not known or cannot be downloaded.
 
     Example:
         >>> digits = load_set("digits")

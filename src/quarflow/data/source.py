@@ -35,8 +35,8 @@ class Source(Protocol):
     ) -> Iterator[tuple[np.ndarray, pl.DataFrame | None]]:
         """float64 arrays (n, len(columns)) in file order, NaN where a value is missing.
 
-        About `rows` rows at a time; raises TableError for a value that is no number. With them
-        comes a frame of the `others` as they are in the file, None if there are none.
+        About ``rows`` rows at a time; raises TableError for a value that is no number. With them
+        comes a frame of the ``others`` as they are in the file, None if there are none.
         """
 
 

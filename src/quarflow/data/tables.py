@@ -45,9 +45,9 @@ NO_SCORE = (
 class Table:
     """Rows of numbers with named columns.
 
-    names: D names; values: float64 (N, D), C-contiguous, finite (but see `iter_table`);
+    names: D names; values: float64 (N, D), C-contiguous, finite (but see ``iter_table``);
     dropped: how many rows were left out because a value was missing or infinite; others: columns
-    that were not asked for, as they are in the file, where `iter_table` keeps them.
+    that were not asked for, as they are in the file, where ``iter_table`` keeps them.
     """
 
     names: list[str]
@@ -64,8 +64,8 @@ def read_table(
 ) -> Table:
     """Read a table into memory.
 
-    `columns` selects by name, in the order asked for, and ignores the others; None takes all,
-    which must then all hold numbers. `drop_missing` leaves out rows with a missing or infinite
+    ``columns`` selects by name, in the order asked for, and ignores the others; None takes all,
+    which must then all hold numbers. ``drop_missing`` leaves out rows with a missing or infinite
     value and counts them. Raises TableError, naming the column and row, for all that is wrong.
 
     >>> import numpy as np, tempfile, pathlib
@@ -109,13 +109,13 @@ def iter_table(
     missing: Literal["error", "nan"] = "error",
     keep: bool = False,
 ) -> Iterator[Table]:
-    """Read a table in bounded memory: tables of `chunk_rows` rows (the last may be shorter).
+    """Read a table in bounded memory: tables of ``chunk_rows`` rows (the last may be shorter).
 
     The rows come in the order of the file. With missing="nan" a missing or infinite value
-    becomes NaN instead of an error. With `keep` each table has the `others` too, and is of about
-    `chunk_rows` rows. A file without rows gives one table without rows. What is wrong with the
-    file as a whole (no such column, cut off) raises TableError at once, a bad value when its row
-    is reached.
+    becomes NaN instead of an error. With ``keep`` each table has the ``others`` too, and is of
+    about ``chunk_rows`` rows. A file without rows gives one table without rows. What is wrong
+    with the file as a whole (no such column, cut off) raises TableError at once, a bad value
+    when its row is reached.
     (.npz archives are decompressed whole; use .npy or .parquet where memory is short.)
     """
     if chunk_rows < 1:
@@ -156,7 +156,7 @@ def _iterate(
 
 
 def _rechunk(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """The same rows in arrays of exactly `rows` rows, but for the last."""
+    """The same rows in arrays of exactly ``rows`` rows, but for the last."""
     waiting: list[np.ndarray] = []
     count = seen = 0
     for part in parts:

@@ -58,7 +58,7 @@ def training_figure(history: Sequence[dict]) -> Figure:
 
 
 def shown_range(values: np.ndarray, lattice: Lattice = None) -> tuple[float, float]:
-    """Return where to draw one column: its central 99 % and a margin, its full range if close."""
+    """Where to draw one column: its central 99 % and a margin, its full range if close."""
     low, high = (float(edge) for edge in np.quantile(values, [0.005, 0.995]))
     least, most = float(values.min()), float(values.max())
     width = high - low
@@ -71,7 +71,7 @@ def shown_range(values: np.ndarray, lattice: Lattice = None) -> tuple[float, flo
 
 
 def bins_of(low: float, high: float, lattice: Lattice, bins: int = 50) -> np.ndarray:
-    """Return bin edges over [low, high]; of a discrete column, halfway between its values."""
+    """Bin edges over [low, high]; of a discrete column, halfway between its values."""
     if lattice:
         width, origin = lattice
         first = np.floor((low - origin) / width) - 0.5

@@ -7,7 +7,7 @@ PLAIN = "\N{REPLACEMENT CHARACTER}"
 
 
 def readable(name: str, limit: int = 60) -> str:
-    """Return `name` on one line, without control characters, shortened in its middle.
+    """``name`` on one line, without control characters, shortened in its middle.
 
     >>> readable("two\\nlines\\x00")
     'two lines�'
@@ -23,9 +23,9 @@ def readable(name: str, limit: int = 60) -> str:
 
 
 def labels(names: Sequence[str], limit: int = 22) -> list[str]:
-    """Return one distinct label per column for figures.
+    """One distinct label per column for figures.
 
-    A name that the font of the figures cannot draw becomes `column 3`, and two names that look
+    A name that the font of the figures cannot draw becomes ``column 3``, and two names that look
     alike once shortened get their position appended.
 
     >>> labels(["mass", "温度"])
@@ -46,7 +46,7 @@ def labels(names: Sequence[str], limit: int = 22) -> list[str]:
 
 @lru_cache(maxsize=1)
 def drawable() -> frozenset[int]:
-    """Return the code points that the font of the figures has a glyph for."""
+    """The code points that the font of the figures has a glyph for."""
     from matplotlib.font_manager import findfont, get_font
 
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())

@@ -10,7 +10,7 @@ BINS = 10
 
 
 def ranks(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return the ranks 0 ... N-1 of each column of `values` (N, D); ties are broken at random."""
+    """The ranks 0 ... N-1 of each column of ``values`` (N, D); ties are broken at random."""
     rng = np.random.default_rng(seed)
     order = np.empty(values.shape, dtype=np.int64)
     for column in range(values.shape[1]):
@@ -21,7 +21,7 @@ def ranks(values: np.ndarray, seed: int = 0) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def gaussian_cells() -> tuple[np.ndarray, np.ndarray]:
-    """Return correlations (R,) and what a Gaussian pair puts in each of BINS x BINS cells (R, B²).
+    """Correlations (R,) and what a Gaussian pair puts in each of BINS x BINS cells (R, B²).
 
     The cells hold one tenth of the rows in each direction, whatever the columns are.
     """
@@ -37,7 +37,7 @@ def gaussian_cells() -> tuple[np.ndarray, np.ndarray]:
 
 
 def structure(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return a symmetric (D, D) matrix, in nats: how far each pair is from a Gaussian copula.
+    """A symmetric (D, D) matrix, in nats: how far each pair is from a Gaussian copula.
 
     The divergence is taken between the pair's rank histogram and that of a Gaussian pair with the
     same rank correlation: 0 means that correlation tells all there is to tell.
@@ -70,7 +70,7 @@ def structure(values: np.ndarray, seed: int = 0) -> np.ndarray:
 def most_structured(
     values: np.ndarray, count: int = 5, seed: int = 0, rows: int = 5000
 ) -> list[int]:
-    """Return up to `count` columns of `values` (N, D), picked by `structure`, in column order.
+    """Up to ``count`` columns of ``values`` (N, D), picked by ``structure``, in column order.
 
     Pairs are taken from the furthest from Gaussian on, until their columns are enough; a last
     place that no whole pair fits in goes to the column with the most structure against the rest.

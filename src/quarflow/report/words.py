@@ -33,7 +33,7 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def settings_table(model: Model) -> list[dict[str, str]]:
-    """Return every setting, and who chose it."""
+    """Every setting, and who chose it."""
     asked = model.estimator.get_params(deep=False)
     usual = inspect.signature(type(model.estimator)).parameters
     result = []
@@ -60,7 +60,7 @@ def plain(value: Any) -> str:
 
 
 def headline(content: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the few figures that come first."""
+    """The few figures that come first."""
     metrics, data, found = content["metrics"], content["data"], content["calibration"]
     tiles = []
     if data and data["nats"] is not None:

@@ -17,7 +17,7 @@ DECAYED = ("weight", "off_diagonal", "off_center", "context")
 
 
 def make_adam(flow: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Give Adam, fused where it can be, with decoupled weight decay on networks' weights.
+    """Adam, fused where it can be, with decoupled weight decay on networks' weights.
 
     Or Adamax, if the settings ask for it.
     """
@@ -60,7 +60,7 @@ def fill_adam(optimizer: Any) -> None:
 
 
 def adam_tensors(flow: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """Give live references to Adam's state, by parameter name."""
+    """Live references to Adam's state, by parameter name."""
     state = optimizer.state
     return {
         f"optimiser/{key}/{name}": value

@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
 
 
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether a complete checkpoint lies in the folder."""
+    """Whether a complete checkpoint lies in the folder."""
     return (Path(folder) / FILE).is_file()
 
 
@@ -56,6 +56,11 @@ def write(
     """Write so that at any moment either the old or the new checkpoint is there, whole.
 
     Numbers travel as JSON in the safetensors header: one file, one rename, never a pickle.
+
+    Arguments:
+        folder: Made if it is not there.
+        tensors, counters: The state of the run.
+        identity: What it is a checkpoint of, see ``identity_of``.
 
     Raises:
         OSError: If it cannot be written; the old one is kept.
@@ -109,9 +114,10 @@ def read(
     """Read and check a checkpoint.
 
     Arguments:
-        like: Tensors that must be there, with their shapes and types. `best/...` (with the
-            shapes of `ema/...`) and `good/...` (with those of all the rest) may be there too.
-        identity: What it must be a checkpoint of, see `identity_of`.
+        folder: Where it lies.
+        like: Tensors that must be there, with their shapes and types. ``best/...`` (with the
+            shapes of ``ema/...``) and ``good/...`` (with those of all the rest) may be there too.
+        identity: What it must be a checkpoint of, see ``identity_of``.
 
     Raises:
         CheckpointError: If it is damaged, or of other settings, data, or another flow.

@@ -22,11 +22,11 @@ class Clock:
     """The seconds of a run, kept in its counters, and its budgets of steps and of time.
 
     Arguments:
-        begun: When the run began, by `time.perf_counter`.
-        settings: For `minutes` and `max_epochs`.
+        begun: When the run began, by ``time.perf_counter``.
+        settings: For ``minutes`` and ``max_epochs``.
         plan: For the number of steps.
-        counters: Where `seconds` and `evaluation_seconds` are kept.
-        accelerator: An `accelerate.Accelerator`: all its processes go by the slowest one's clock.
+        counters: Where ``seconds`` and ``evaluation_seconds`` are kept.
+        accelerator: An ``accelerate.Accelerator``; its processes all go by the slowest clock.
     """
 
     def __init__(

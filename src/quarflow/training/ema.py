@@ -14,8 +14,8 @@ __all__ = ["Average"]
 class Average:
     """A frozen copy of a flow that follows its weights by an exponential moving average.
 
-    torch's `AveragedModel` walks through all modules at each step, half a millisecond for a small
-    flow; here the lists are made once, and the averaging itself is torch's.
+    torch's ``AveragedModel`` walks through all modules at each step, half a millisecond for a
+    small flow; here the lists are made once, and the averaging itself is torch's.
     """
 
     def __init__(self, flow: nn.Module) -> None:

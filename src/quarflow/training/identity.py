@@ -76,10 +76,10 @@ def identity_of(
     given: Mapping[str, Any],
     place: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Give everything that decides what a run is and what it comes to, as JSON knows it.
+    """Everything that decides what a run is and what it comes to, as JSON knows it.
 
     Arguments:
-        flow: Its class, and its `arguments` if it has them, are looked at.
+        flow: Its class, and its ``arguments`` if it has them, are looked at.
         rows: By the words to tell them by.
         settings: All but those that change nothing.
         given: What the caller knows to matter besides: preprocessing, say.
@@ -97,7 +97,7 @@ def identity_of(
 
 
 def _of_rows(rows: Rows) -> dict[str, Any]:
-    """How many, and digests: by the rows' own `identity`, or of all batches with fixed noise."""
+    """How many, and digests: by the rows' own ``identity``, or of all batches with fixed noise."""
     own = getattr(rows, "identity", None)
     if own is not None:
         return {"count": len(rows), **own()}
@@ -120,7 +120,7 @@ def _plain(value: Any) -> Any:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Tell what differs, by name and the plainest first; None if nothing does.
+    """What differs, by name and the plainest first; None if nothing does.
 
     Example:
         >>> differences({"flow": {"sigma": 0.97}}, {"flow": {"sigma": 0.1}})

@@ -64,7 +64,7 @@ class Keeper:
         return time.perf_counter() - self.last >= wait
 
     def save(self, learner: Learner, counters: Counters) -> str | None:
-        """Write it; give a sentence when that fails, the first time of several in a row."""
+        """Write it; a sentence when that fails, the first time of several in a row."""
         begun = time.perf_counter()
         counters.train_total, counters.train_steps = float(learner.total), learner.steps
         tensors = learner.saved(with_good=counters.step != counters.good_step)
@@ -87,7 +87,7 @@ class Keeper:
         return told
 
     def take_up(self, learner: Learner, counters: Counters) -> int:
-        """Restore everything from it; give its step."""
+        """Restore everything from it; its step comes back."""
         found, then = read(self.folder, learner.tensors(), self.identity)
         learner.load(found)
         learner.total.fill_(then.train_total)

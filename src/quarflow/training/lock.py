@@ -25,7 +25,7 @@ def locked(folder: str | os.PathLike[str], file: Path | None = None) -> Iterator
 
     Arguments:
         folder: What to keep to oneself, told in the message.
-        file: The lock itself; by default `lock` inside the folder, which is made for it. What is
+        file: The lock itself; by default ``lock`` inside the folder, which is made for it. What is
             made for it and empty in the end is removed.
 
     Raises:

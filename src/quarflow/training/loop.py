@@ -51,30 +51,30 @@ def train(
     """Fit a flow by maximum likelihood; afterwards it holds the best averaged weights.
 
     Arguments:
-        flow: Module with `flow(c).log_prob(x)`, and perhaps `initialize(x, c)`, which is called
-            once with a first batch. It stays on the device it was trained on.
+        flow: Module with ``flow(c).log_prob(x)``, and perhaps ``initialize(x, c)``, which is
+            called once with a first batch. It stays on the device it was trained on.
         train_rows, valid_rows: The rows to fit and the rows to choose the best weights by.
-        settings: See `TrainingSettings`.
-        device: `"auto"` (CUDA if there is one), `"cpu"` or `"cuda"`.
+        settings: See ``TrainingSettings``.
+        device: ``"auto"`` (CUDA if there is one), ``"cpu"`` or ``"cuda"``.
         checkpoint: Folder for the checkpoint; None for none.
         resume: Go on from the checkpoint, if there is one, to the result of a run that was
             never interrupted. Without it an old checkpoint is deleted.
         identity: What decides the result besides flow, rows and settings: numbers, names, and
             nested mappings of them. A checkpoint of anything else is refused by name. A flow's
-            class and its `arguments`, all settings, and every value of the rows are always
+            class and its ``arguments``, all settings, and every value of the rows are always
             compared.
-        on_event: Called with each `Event`, in the main process.
+        on_event: Called with each ``Event``, in the main process.
         watch: Called after each step with its number and the averaged flow, which it may measure
             but must leave as it is; its time does not count.
-        begun: When it all began, by `time.perf_counter`, if that was before: `minutes` counts
+        begun: When it all began, by ``time.perf_counter``, if that was before: ``minutes`` counts
             from then.
 
     The first Ctrl-C or SIGTERM stops after the current step; the checkpoint then holds the run
     as it was, to go on with, and the flow its best weights. For those it evaluates once more,
     unless there is a checkpoint, weights to keep were found before, and the last evaluation took
     more than 5 seconds. Then the signal goes where it would have gone: KeyboardInterrupt, the
-    end of the process, or a handler of yours. Within a `StopSignals` context it waits for that
-    context's end, and there is a result first, with `interrupted`.
+    end of the process, or a handler of yours. Within a ``StopSignals`` context it waits for that
+    context's end, and there is a result first, with ``interrupted``.
 
     Raises:
         TrainingError: If the loss is not finite even after three steps back.
@@ -109,7 +109,7 @@ def train(
 
 
 class _Run:
-    """One call of `train`: the flow, its average, Adam, and where they are."""
+    """One call of ``train``: the flow, its average, Adam, and where they are."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class _Run:
     # -- one step
 
     def loop(self, signals: StopSignals) -> bool:
-        """Train until `counters.stopped` has a reason; whether that was a signal."""
+        """Train until ``counters.stopped`` has a reason; whether that was a signal."""
         counters = self.counters
         while counters.stopped is None:
             self.step()
@@ -288,9 +288,9 @@ class _Run:
     # -- evaluations, cuts and steps back
 
     def evaluate(self, scheduled: bool) -> News:
-        """Score the average on the validation rows, and act on it; give the events to tell.
+        """Score the average on the validation rows, and act on it; the events come back.
 
-        Only scheduled evaluations count for early stopping, whose sentence is left in `early`.
+        Only scheduled evaluations count for early stopping, whose sentence is left in ``early``.
         """
         counters, learner, rows = self.counters, self.learner, self.valid_rows
         self.early, self.cut_short = None, ""
@@ -384,7 +384,7 @@ class _Run:
         return bool(there)
 
     def tell(self, kind: Kind, message: str = "", record: dict[str, Any] | None = None) -> None:
-        """Tell the listener, if there is one."""
+        """Pass an event on to the listener, if there is one."""
         if self.teller is not None:
             nats = record["train_nats"] if record else self.learner.mean()
             self.teller.tell(

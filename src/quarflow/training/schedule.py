@@ -12,7 +12,7 @@ __all__ = ["Plateau", "cosine", "ema_decay", "progress", "warmup"]
 
 
 def warmup(step: int, steps: int) -> float:
-    """Rise linearly from 1 / steps at step 0 to 1.
+    """A factor that rises linearly from 1 / steps at step 0 to 1.
 
     Example:
         >>> [warmup(step, 4) for step in (0, 1, 3, 9)]
@@ -22,7 +22,7 @@ def warmup(step: int, steps: int) -> float:
 
 
 def cosine(done: float) -> float:
-    """Fall from 1 to 0 along half a cosine while `done` goes from 0 to 1.
+    """A factor that falls from 1 to 0 along half a cosine while ``done`` goes from 0 to 1.
 
     Example:
         >>> [round(cosine(done), 3) for done in (0, 0.5, 1, 2)]
@@ -32,7 +32,12 @@ def cosine(done: float) -> float:
 
 
 def progress(step: int, total_steps: int, seconds: float, minutes: float | None) -> float:
-    """Give the used fraction of whichever budget is used most: steps or time.
+    """The used fraction of whichever budget is used most: steps or time.
+
+    Arguments:
+        step, total_steps: Taken, and at most.
+        seconds: Used so far.
+        minutes: Time budget; None for none.
 
     Example:
         >>> progress(10, 100, 30.0, 1.0)
@@ -43,7 +48,7 @@ def progress(step: int, total_steps: int, seconds: float, minutes: float | None)
 
 
 def ema_decay(step: int, decay: float) -> float:
-    """Average over the last tenth of the steps at first, so that the start is soon forgotten.
+    """The decay at a step: at first over the last tenth of the steps, to forget the start.
 
     Example:
         >>> ema_decay(0, 0.999), ema_decay(10**6, 0.999)
@@ -56,9 +61,9 @@ class Plateau:
     """Counts evaluations without improvement, and says when to cut the rate or stop.
 
     Arguments:
-        settings: For `patience`, `cuts`, `cut_factor` and `min_improvement`.
-        counters: Where the counts are kept, so that a checkpoint has them: `reference` (the nats
-            that the next evaluations have to beat), `stale` and `cuts`.
+        settings: For ``patience``, ``cuts``, ``cut_factor`` and ``min_improvement``.
+        counters: Where the counts are kept, so that a checkpoint has them: ``reference`` (the nats
+            that the next evaluations have to beat), ``stale`` and ``cuts``.
 
     Example:
         >>> plateau = Plateau(TrainingSettings(patience=2, cuts=1), Counters())

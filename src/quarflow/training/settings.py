@@ -37,16 +37,16 @@ class TrainingSettings:
     Arguments:
         batch_size: Rows per step, over all processes together.
         learning_rate: Adam's rate after the warm-up, before schedule and cuts.
-        schedule: `"cosine"` lets the rate fall to 0 over the budget, `"constant"` does not.
+        schedule: ``"cosine"`` lets the rate fall to 0 over the budget, ``"constant"`` does not.
         max_epochs: Passes over the training rows, at most.
         minutes: Time budget, at most; None for no limit. Resumed time counts.
-        warmup_steps: Steps in which the rate rises linearly to `learning_rate`.
+        warmup_steps: Steps in which the rate rises linearly to ``learning_rate``.
         patience: Evaluations without improvement before a cut (or the end); 0 never stops early.
         cuts: How often the rate is cut, from the best weights, before stopping early.
         cut_factor: What a cut multiplies the rate by.
         min_improvement: Nats by which the validation must improve to count as improvement.
         ema: Decay of the averaged weights, which are the ones evaluated and kept; 0 for none.
-            Early on it is less: `min(ema, (1 + n) / (10 + n))` at step n.
+            Early on it is less: ``min(ema, (1 + n) / (10 + n))`` at step n.
         clip: Largest global norm of the gradient; None for no clipping.
         weight_decay: Decoupled, on the networks' weights only (not on biases, scales, theta or
             diagonal blocks).
@@ -56,13 +56,14 @@ class TrainingSettings:
             but never more than 1,000 steps and (in whole epochs) never fewer than 20 apart.
         evaluate_start: Whether the weights before the first step are evaluated as well, as the
             first to keep and to improve on.
-        precision: `"bf16"` runs the training steps (not the evaluations) under autocast.
-        compile: Pass the loss through `torch.compile`.
+        precision: ``"bf16"`` runs the training steps (not the evaluations) under autocast.
+        compile: Pass the loss through ``torch.compile``.
         checkpoint_seconds: Shortest time between two checkpoints, more if writing one is slow;
             0 writes at each evaluation.
-        optimizer: `"adam"`, or `"adamax"`, which has no weight decay.
-        keep: `"best"` keeps the averaged weights that were best on the validation rows, `"last"`
-            those of the last evaluation: for rows that are always new, nothing has to be chosen.
+        optimizer: ``"adam"``, or ``"adamax"``, which has no weight decay.
+        keep: ``"best"`` keeps the averaged weights that were best on the validation rows,
+            ``"last"`` those of the last evaluation: for rows that are always new, nothing has to
+            be chosen.
 
     Raises:
         ValueError: If a value is out of range.
@@ -149,7 +150,7 @@ class TrainingResult:
         best: Lowest validation nats, those of the weights that were kept.
         best_step: The step they were reached at.
         stopped: A sentence: why training ended.
-        interrupted: Whether it was ended by a signal, so that `resume` would go on.
+        interrupted: Whether it was ended by a signal, so that ``resume`` would go on.
         steps, seconds: Over all resumed parts together.
         steps_per_epoch, evaluate_every: As derived from the data.
         device: Where it trained.

@@ -35,7 +35,7 @@ class Counters:
 
 
 def module_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """Give live references to parameters and persistent buffers, shared ones once."""
+    """Live references to parameters and persistent buffers, shared ones once."""
     kept = module.state_dict().keys()
     named = [*module.named_parameters(), *module.named_buffers()]
     return {f"{prefix}{name}": tensor.detach() for name, tensor in named if name in kept}
@@ -48,6 +48,6 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def assign(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Copy values into the tensors of `target`, in place."""
+    """Copy values into the tensors of ``target``, in place."""
     for name, tensor in target.items():
         tensor.copy_(source[name])

@@ -1,8 +1,8 @@
 """The frame of every recipe: its folder, its parts, its figures, its numbers and its table.
 
 A recipe trains some models. Each is a *part* with a name: what it finds is kept in
-`DIR/parts/NAME.json` and not computed again when the same command is run again; what it needs to
-go on after it was cut off lies in `DIR/parts/NAME/`.
+``DIR/parts/NAME.json`` and not computed again when the same command is run again; what it needs to
+go on after it was cut off lies in ``DIR/parts/NAME/``.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Contestant:
         prepare: (module, x), once before training.
         after_step: What the library requires after each step of the optimiser.
         width: The width by the number of features, if it is not matched in weights.
-        compiled: Whether the loss goes through `torch.compile`.
+        compiled: Whether the loss goes through ``torch.compile``.
     """
 
     name: str

@@ -20,7 +20,7 @@ class CannotMatch(ValueError):
 def existing_weights(module: nn.Module) -> int:
     """Numbers that training can change anything with: masked-out weights do not exist.
 
-    A layer with a `mask` of the shape of its `weight` is taken as masked, in every library here.
+    A layer with a ``mask`` of the shape of its ``weight`` is taken as masked, in every library.
 
     >>> from quarflow.nn.made import MADE
     >>> existing_weights(MADE(3, (4,), reverse=[False], outputs=2))  # 18 of 36 weights, 10 biases
