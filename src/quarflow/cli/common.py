@@ -128,10 +128,11 @@ def check_output(path: Path, endings: Sequence[str], inputs: Sequence[Path] = ()
 def names_of(text: str | None, option: str) -> list[str] | None:
     """Split `a,b` into names; names with commas in them come as JSON: `["a,b", "c"]`.
 
-    >>> names_of("a, b", "--columns")
-    ['a', 'b']
-    >>> names_of('["a,b"]', "--columns")
-    ['a,b']
+    Example:
+        >>> names_of("a, b", "--columns")
+        ['a', 'b']
+        >>> names_of('["a,b"]', "--columns")
+        ['a,b']
     """
     if text is None:
         return None
@@ -210,8 +211,9 @@ def needed(estimator: Any) -> list[str]:
 def duration(seconds: float) -> str:
     """Write a time to be read.
 
-    >>> duration(4.25), duration(95)
-    ('4.2 s', '1 min 35 s')
+    Example:
+        >>> duration(4.25), duration(95)
+        ('4.2 s', '1 min 35 s')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"

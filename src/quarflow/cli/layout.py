@@ -12,10 +12,11 @@ __all__ = ["certificate_table", "nats", "save_array", "two_columns"]
 def nats(value: float | None) -> str:
     """Say a mean of -log p, with the sign and direction that all the commands share.
 
-    >>> nats(4.25)
-    '4.2500 nats per row (-log p, less is better)'
-    >>> nats(None)
-    'unknown'
+    Example:
+        >>> nats(4.25)
+        '4.2500 nats per row (-log p, less is better)'
+        >>> nats(None)
+        'unknown'
     """
     return "unknown" if value is None else f"{value:.4f} nats per row (-log p, less is better)"
 

@@ -18,20 +18,23 @@ FLAT = 1e300  # scale of a constant column of the context: all it may hold stand
 class Column(BaseModel):
     """The fitted preprocessing of one column.
 
-    step: training adds step * (u - 1/2) to each value; None: continuous.
-    grid, origin: the values (98 % of the rows at least) are origin + k * grid, and samples are
-    rounded to that.
-    atoms: values repeated often; samples within step / 2 of one become it.
-    levels, masses, unseen: a column with few values has levels, each with its part of the unit
-    line, and its score is a probability; unseen is the mass of the values that never occurred.
-    lower, upper: bounds; half a step wider where there is a step.
-    shape: with bounds, of a reference density whose CDF leads to normal scores; None: log or
-    logit, then as without bounds.
-    edge_lower, edge_upper: (width, exponent) of the strip at a bound in which the density is
-    the reference density, or goes like distance ** (exponent - 1), times the strip's mass.
-    center, spread: heavy tails are tamed by asinh((v - center) / spread); spread None: not.
-    mean, scale: of the result, for standardising.
-    seen: the smallest and the greatest value in training.
+    Attributes:
+        step: Training adds step * (u - 1/2) to each value; None: continuous.
+        grid, origin: The values (98 % of the rows at least) are origin + k * grid, and samples
+            are rounded to that.
+        atoms: Values repeated often; samples within step / 2 of one become it.
+        levels, masses, unseen: A column with few values has levels, each with its part of the
+            unit line, and its score is a probability; unseen is the mass of the values that
+            never occurred.
+        lower, upper: Bounds; half a step wider where there is a step.
+        shape: With bounds, of a reference density whose CDF leads to normal scores; None: log or
+            logit, then as without bounds.
+        edge_lower, edge_upper: (width, exponent) of the strip at a bound in which the density is
+            the reference density, or goes like distance ** (exponent - 1), times the strip's
+            mass.
+        center, spread: Heavy tails are tamed by asinh((v - center) / spread); spread None: not.
+        mean, scale: Of the result, for standardising.
+        seen: The smallest and the greatest value in training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

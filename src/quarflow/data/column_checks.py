@@ -19,7 +19,15 @@ Bounds = Mapping[str, tuple[float | None, float | None]]
 def check_table(
     X: np.ndarray, names: list[str], bounds: Bounds, discrete: str | Sequence[str], tails: str
 ) -> dict[str, tuple[float | None, float | None]]:
-    """Refuse what cannot be fitted; give back the bounds."""
+    """Refuse what cannot be fitted; the bounds come back as numbers.
+
+    Arguments:
+        X: Rows (N, D).
+        names, bounds, discrete, tails: As ``Columns.fit`` gets them.
+
+    Raises:
+        ValueError: Naming the argument, or the column and row.
+    """
     if X.ndim != 2 or X.shape[1] == 0:
         raise ValueError(f"The data must be rows x columns, but have shape {X.shape}.")
     if len(names) != X.shape[1]:
@@ -87,7 +95,12 @@ def check_inside(x: np.ndarray, column: Column) -> None:
 
 
 def check_spread(name: str, low: float, high: float) -> None:
-    """Refuse a column whose values, from low to high, are constant or beyond computing with."""
+    """Refuse a column that is constant or beyond computing with.
+
+    Arguments:
+        name: For the message.
+        low, high: Its smallest and largest value.
+    """
     if low == high:
         raise ValueError(
             f"Column {name!r} is constant ({low:.6g} in every row), so it has no density; "

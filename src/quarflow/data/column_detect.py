@@ -21,8 +21,10 @@ GAIN = 0.02  # nats that taming must bring to be worth it
 class Ties:
     """Where a column repeats its values.
 
-    step: width of the noise that fills the gaps; grid, origin: the lattice origin + k grid that
-    all values lie on (grid None: no lattice); atoms: single values repeated often.
+    Attributes:
+        step: Width of the noise that fills the gaps.
+        grid, origin: The lattice origin + k grid that all values lie on; grid None: no lattice.
+        atoms: Single values repeated often.
     """
 
     step: float
@@ -36,7 +38,11 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
 
     A column of whole numbers always counts. Another counts if it lies on a lattice and has
     fewer distinct values than half its rows, or has fewer than a fifth, or if one value makes
-    up 0.5 % of the rows. ``forced``: the user says so.
+    up 0.5 % of the rows.
+
+    Arguments:
+        x: Shape (N,).
+        forced: The user says that it counts.
     """
     sample = subsample(x, SORTED_ROWS)
     values, counts = distinct(sample)
@@ -108,8 +114,11 @@ def find_tails(v: np.ndarray, finest: float = 0.0) -> tuple[float, float] | None
     """(center, spread) where asinh((v - center) / spread) is nearer to a Gaussian than v is.
 
     Compared by the likelihood of the best Gaussian, Jacobian included, over a small grid.
-    None where that gains less than 0.02 nats (and somewhat more on few rows). ``finest``: the
-    width of the noise in v, below which there is no detail for a spread to show.
+    None where that gains less than 0.02 nats (and somewhat more on few rows).
+
+    Arguments:
+        v: Shape (N,).
+        finest: Width of the noise in v, below which there is no detail for a spread to show.
     """
     v = subsample(v, TAIL_ROWS)
     few = v[:: max(1, len(v) // 2000)]

@@ -30,18 +30,19 @@ __all__ = ["Column", "Columns"]
 class Columns:
     """The fitted preprocessing of a table of D columns.
 
-    >>> import numpy as np, torch
-    >>> rng = np.random.default_rng(0)
-    >>> X = np.stack([rng.poisson(4, 1000), rng.normal(50, 9, 1000)], axis=1)
-    >>> columns = Columns.fit(X, ["visits", "age"])
-    >>> for sentence in columns.describe():
-    ...     print(sentence)
-    visits: takes 12 whole numbers (0, 1, 2, 3 and 8 more), so its score is a probability and
-    samples are among them.
-    >>> x = columns.dequantise(torch.tensor(X), torch.Generator().manual_seed(0))
-    >>> z, ladj = columns.transform().call_and_ladj(x)
-    >>> z.mean(0).abs().max().item() < 0.05, ladj.shape
-    (True, torch.Size([1000]))
+    Example:
+        >>> import numpy as np, torch
+        >>> rng = np.random.default_rng(0)
+        >>> X = np.stack([rng.poisson(4, 1000), rng.normal(50, 9, 1000)], axis=1)
+        >>> columns = Columns.fit(X, ["visits", "age"])
+        >>> for sentence in columns.describe():
+        ...     print(sentence)
+        visits: takes 12 whole numbers (0, 1, 2, 3 and 8 more), so its score is a probability and
+        samples are among them.
+        >>> x = columns.dequantise(torch.tensor(X), torch.Generator().manual_seed(0))
+        >>> z, ladj = columns.transform().call_and_ladj(x)
+        >>> z.mean(0).abs().max().item() < 0.05, ladj.shape
+        (True, torch.Size([1000]))
     """
 
     columns: tuple[Column, ...]
@@ -67,12 +68,20 @@ class Columns:
     ) -> Columns:
         """Look at each column of X (N, D) and settle its preprocessing.
 
-        bounds: (lower, upper) by name, either may be None. discrete: "auto" detects whole
-        numbers, lattices and ties, "none" takes all columns for continuous, a list names the
-        discrete ones. tails: "auto" tames heavy tails where the likelihood gains by it.
-        constant: accept constant columns, as a context may have them; they become 0.
-        Deterministic. Raises ValueError, naming the column (and row), for fewer than two rows,
-        missing values, a constant column, or a value outside its bounds.
+        Deterministic.
+
+        Arguments:
+            X: Rows (N, D).
+            names: D names, each another.
+            bounds: (lower, upper) by name, either may be None.
+            discrete: ``"auto"`` detects whole numbers, lattices and ties, ``"none"`` takes all
+                columns for continuous, a list names the discrete ones.
+            tails: ``"auto"`` tames heavy tails where the likelihood gains by it.
+            constant: Accept constant columns, as a context may have them; they become 0.
+
+        Raises:
+            ValueError: Naming the column (and row), for fewer than two rows, missing values, a
+                constant column, or a value outside its bounds.
         """
         X = np.asarray(X, dtype=np.float64)
         names = list(names)
@@ -103,9 +112,12 @@ class Columns:
     def dequantise(
         self, x: Tensor, generator: torch.Generator, cells: Cells | None = None
     ) -> Tensor:
-        """x (*, D) as float64, with noise that fills the cells of each discrete column.
+        """The rows as float64, with noise that fills the cells of each discrete column.
 
-        ``cells``: those of ``cells()``, if they are at hand.
+        Arguments:
+            x: Shape (*, D).
+            generator: Of the noise.
+            cells: Those of ``cells()``, if they are at hand.
         """
         x = x.to(torch.float64)
         if all(column.step is None for column in self.columns):
@@ -114,7 +126,7 @@ class Columns:
         return keep_inside(x, [column.support for column in self.columns])
 
     def snap(self, x: Tensor) -> Tensor:
-        """Samples x (*, D) back to levels, lattices, repeated values, and into the bounds."""
+        """Samples x (*, D), moved to levels, lattices, repeated values, and into the bounds."""
         x = x.to(torch.float64)
         out = list(x.unbind(-1))
         for j, column in enumerate(self.columns):

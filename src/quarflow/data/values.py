@@ -85,6 +85,11 @@ def is_frame(data: Any) -> bool:
 def pick_columns(frame: Any, names: Sequence[str], what: str) -> Any:
     """Only the named columns of a frame, in that order; numbers as names count as their digits.
 
+    Arguments:
+        frame: Of any kind, see ``is_frame``.
+        names: The columns wanted.
+        what: The argument it was, for messages.
+
     Raises:
         ValueError: naming the column that the frame lacks.
     """

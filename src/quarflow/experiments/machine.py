@@ -31,8 +31,9 @@ def cores() -> int:
 def machine(device: str) -> dict[str, Any]:
     """Processor, cores, memory, system, Python, kernels and how busy it is, as JSON knows them.
 
-    >>> sorted(machine("cpu"))
-    ['cores', 'device', 'kernels', 'load', 'memory_gib', 'processor', 'python', 'system']
+    Example:
+        >>> sorted(machine("cpu"))
+        ['cores', 'device', 'kernels', 'load', 'memory_gib', 'processor', 'python', 'system']
     """
     told: dict[str, Any] = {
         "processor": _processor(),

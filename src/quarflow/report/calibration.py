@@ -10,8 +10,9 @@ from scipy import stats
 def ks_to_uniform(u: np.ndarray) -> float:
     """The largest gap between the distribution of ``u`` (N,) and the uniform one on [0, 1].
 
-    >>> round(ks_to_uniform(np.array([0.25, 0.75])), 3)
-    0.25
+    Example:
+        >>> round(ks_to_uniform(np.array([0.25, 0.75])), 3)
+        0.25
     """
     u = np.sort(u)
     step = np.arange(len(u) + 1) / len(u)
@@ -21,8 +22,9 @@ def ks_to_uniform(u: np.ndarray) -> float:
 def ks_between(a: np.ndarray, b: np.ndarray) -> float:
     """The largest gap between the distributions of two sets of numbers.
 
-    >>> ks_between(np.array([0.0, 1.0]), np.array([5.0, 6.0]))
-    1.0
+    Example:
+        >>> ks_between(np.array([0.0, 1.0]), np.array([5.0, 6.0]))
+        1.0
     """
     a, b = np.sort(a), np.sort(b)
     at = np.concatenate([a, b])
@@ -101,9 +103,10 @@ def gaussian_nats(fit: np.ndarray, score: np.ndarray | None = None) -> float | N
 
     None when the covariance is singular.
 
-    >>> x = np.random.default_rng(0).normal(size=(5000, 2))
-    >>> round(gaussian_nats(x) / 2.84, 1)
-    1.0
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(5000, 2))
+        >>> round(gaussian_nats(x) / 2.84, 1)
+        1.0
     """
     score = fit if score is None else score
     if len(fit) <= fit.shape[1] or len(fit) < 2:
@@ -127,7 +130,8 @@ def gaussian_nats(fit: np.ndarray, score: np.ndarray | None = None) -> float | N
 def round_trip(x: np.ndarray, back: np.ndarray) -> np.ndarray:
     """abs(back - x) / (1 + abs(x)) of rows (N, D), per row the largest: (N,).
 
-    >>> round_trip(np.array([[1.0, 0.0]]), np.array([[1.5, 0.0]]))
-    array([0.25])
+    Example:
+        >>> round_trip(np.array([[1.0, 0.0]]), np.array([[1.5, 0.0]]))
+        array([0.25])
     """
     return np.asarray((np.abs(back - x) / (1 + np.abs(x))).max(1))

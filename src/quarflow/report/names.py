@@ -9,10 +9,11 @@ PLAIN = "\N{REPLACEMENT CHARACTER}"
 def readable(name: str, limit: int = 60) -> str:
     """``name`` on one line, without control characters, shortened in its middle.
 
-    >>> readable("two\\nlines\\x00")
-    'two lines�'
-    >>> readable("a" * 40, limit=9)
-    'aaaa…aaaa'
+    Example:
+        >>> readable("two\\nlines\\x00")
+        'two lines�'
+        >>> readable("a" * 40, limit=9)
+        'aaaa…aaaa'
     """
     line = " ".join(str(name).split())
     line = "".join(letter if letter.isprintable() else PLAIN for letter in line) or "(no name)"
@@ -28,8 +29,9 @@ def labels(names: Sequence[str], limit: int = 22) -> list[str]:
     A name that the font of the figures cannot draw becomes ``column 3``, and two names that look
     alike once shortened get their position appended.
 
-    >>> labels(["mass", "温度"])
-    ['mass', 'column 2']
+    Example:
+        >>> labels(["mass", "温度"])
+        ['mass', 'column 2']
     """
     drawn = drawable()
     result = []

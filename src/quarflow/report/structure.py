@@ -42,12 +42,13 @@ def structure(values: np.ndarray, seed: int = 0) -> np.ndarray:
     The divergence is taken between the pair's rank histogram and that of a Gaussian pair with the
     same rank correlation: 0 means that correlation tells all there is to tell.
 
-    >>> rng = np.random.default_rng(0)
-    >>> angle = rng.random(2000) * 6.28
-    >>> ring = np.stack([np.cos(angle), np.sin(angle), rng.normal(size=2000)], 1)
-    >>> gap = structure(ring)
-    >>> bool(gap[0, 1] > 0.5 and gap[0, 2] < 0.02)
-    True
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> angle = rng.random(2000) * 6.28
+        >>> ring = np.stack([np.cos(angle), np.sin(angle), rng.normal(size=2000)], 1)
+        >>> gap = structure(ring)
+        >>> bool(gap[0, 1] > 0.5 and gap[0, 2] < 0.02)
+        True
     """
     count, features = values.shape
     order = ranks(values, seed)

@@ -15,8 +15,9 @@ from quarflow.report.names import readable
 def number(value: Any, digits: int = 4) -> str:
     """Write a number to be read; None is a dash.
 
-    >>> number(19020), number(0.00012345), number(3.0), number(1234567.8)
-    ('19,020', '0.0001234', '3', '1,234,568')
+    Example:
+        >>> number(19020), number(0.00012345), number(3.0), number(1234567.8)
+        ('19,020', '0.0001234', '3', '1,234,568')
     """
     if value is None:
         return "\N{EN DASH}"
