@@ -38,7 +38,13 @@ class Model:
     # -- what comes in
 
     def rows(self, X: Any, columns: Any, what: str) -> np.ndarray:
-        """``X`` as float64 (N, D) in the model's column order; frames go by name."""
+        """``X`` as float64 (N, D) in the model's column order; frames go by name.
+
+        Arguments:
+            X: An array or a frame.
+            columns: The ``Columns`` it must have.
+            what: The argument it was, for messages.
+        """
         if is_frame(X):
             missing = [name for name in columns.names if name not in list(X.columns)]
             if missing:
@@ -71,7 +77,13 @@ class Model:
         return np.asarray(self.estimator.score_samples(self.framed(values), context=context))
 
     def sample(self, count: int, seed: int, context: np.ndarray | None) -> np.ndarray:
-        """Samples (count, D); of a conditional model one for each row of ``context``."""
+        """Samples (count, D); of a conditional model one for each row of ``context``.
+
+        Arguments:
+            count: How many.
+            seed: Of the samples.
+            context: Rows (count, C), of a conditional model.
+        """
         if context is None:
             return np.asarray(self.estimator.sample(count, random_state=seed))
         return np.asarray(self.estimator.sample(count, random_state=seed, context=context))

@@ -151,7 +151,14 @@ def rows_of(
 def samples_of(
     model: Model, data: tuple[np.ndarray, np.ndarray | None] | None, given: int, seed: int
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Draw as many samples as there are rows (within limits), at the rows' own contexts."""
+    """Draw as many samples as there are rows (within limits), at the rows' own contexts.
+
+    Arguments:
+        model: What to sample.
+        data: Rows (N, D) and their context (N, C) or None; None if none were given.
+        given: How many rows.
+        seed: Of the samples.
+    """
     most = SHOWN if len(model.names) <= 50 else 4000  # inverting many columns takes its time
     count = int(np.clip(given, 2000, most)) if data is not None else 2000
     if model.conditional:
@@ -200,7 +207,13 @@ def data_facts(
 def comparison(
     model: Model, values: np.ndarray | None, samples: np.ndarray | None, seed: int
 ) -> dict[str, Any]:
-    """Pictures of data against samples: pairs of the most structured columns, marginals."""
+    """Pictures of data against samples: pairs of the most structured columns, marginals.
+
+    Arguments:
+        model: For names and lattices.
+        values, samples: Shape (N, D) each, or None.
+        seed: Of the rows drawn.
+    """
     names = labels(model.names)
     result: dict[str, Any] = {"pairs": None, "marginals": None}
     compare = None
@@ -301,7 +314,14 @@ def calibration(
 def extremes(
     model: Model, values: np.ndarray, scored: np.ndarray, scores: np.ndarray
 ) -> dict[str, Any]:
-    """The most and least likely rows in data units, unusual values marked."""
+    """The most and least likely rows in data units, unusual values marked.
+
+    Arguments:
+        model: For names.
+        values: Rows (N, D).
+        scored: Which of them have scores.
+        scores: Their log-densities, as many.
+    """
     order = np.argsort(scores, kind="stable")
     least, most = order[:EXTREMES], order[::-1][:EXTREMES]
     low, high = np.quantile(values, [0.005, 0.995], axis=0)

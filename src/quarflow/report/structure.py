@@ -75,6 +75,12 @@ def most_structured(
 
     Pairs are taken from the furthest from Gaussian on, until their columns are enough; a last
     place that no whole pair fits in goes to the column with the most structure against the rest.
+
+    Arguments:
+        values: Shape (N, D).
+        count: How many columns.
+        seed: Of the rows looked at, and of how ties are broken.
+        rows: How many are looked at, at most.
     """
     features = values.shape[1]
     if features <= count:

@@ -105,12 +105,24 @@ def picture(figure: Figure, dpi: int = 160) -> Picture:
 
 
 def save_png(figure: Figure, path: Path, dpi: int = 160) -> None:
-    """Write the figure to ``path``; the file appears whole or not at all."""
+    """Write the figure to ``path``; the file appears whole or not at all.
+
+    Arguments:
+        figure: What was drawn.
+        path: The file; its folder must exist.
+        dpi: Dots per inch.
+    """
     write_whole(path, png(figure, dpi))
 
 
 def grid_of(count: int, width: float, height: float, across: int = 4) -> tuple[Figure, list[Axes]]:
-    """A figure ``width`` inches wide with ``count`` panels, each ``height`` inches high."""
+    """A figure ``width`` inches wide with ``count`` panels, each ``height`` inches high.
+
+    Arguments:
+        count: Panels.
+        width, height: Inches, of the figure and of each panel.
+        across: Panels in a row.
+    """
     columns = min(count, across)
     rows = -(-count // columns)
     # Few panels keep the size they would have in a full row: no giant single histogram.
