@@ -91,25 +91,25 @@ class Column(BaseModel):
 
     def describe(self) -> str | None:
         """What is done to this column besides standardising, as a sentence; None if nothing."""
-        told = []
+        parts = []
         if self.constant:
-            told.append(f"is {self.mean:.6g} in every row, so nothing depends on it")
+            parts.append(f"is {self.mean:.6g} in every row, so nothing depends on it")
         if self.levels:
             kind = "whole numbers" if all(map(float.is_integer, self.levels)) else "values"
-            told.append(
+            parts.append(
                 f"takes {len(self.levels)} {kind} ({_some(self.levels)}), so its score is a "
                 "probability and samples are among them"
             )
         elif self.step is not None:
-            told.append(self._ties())
-        told += self._limits()
+            parts.append(self._ties())
+        parts += self._limits()
         if self.spread is not None:
             sign = "-" if self.center >= 0 else "+"
-            told.append(
+            parts.append(
                 "is skewed or has long tails, tamed by "
                 f"asinh((v {sign} {abs(self.center):.6g}) / {self.spread:.6g})"
             )
-        return f"{self.name}: {'; '.join(told)}." if told else None
+        return f"{self.name}: {'; '.join(parts)}." if parts else None
 
     def _ties(self) -> str:
         noise = f"noise of width {self.step:.6g} is added in training"
@@ -130,12 +130,12 @@ class Column(BaseModel):
         way = "logit" if both else "logarithm"
         if self.shape is not None:
             way = "by the CDF of a reference density"
-        told = "" if self.levels else f" ({way})"
+        by = "" if self.levels else f" ({way})"
         if both:
-            return [f"lies between {self.lower:.6g} and {self.upper:.6g}{told}"]
+            return [f"lies between {self.lower:.6g} and {self.upper:.6g}{by}"]
         if self.lower is not None:
-            return [f"lies above {self.lower:.6g}{told}"]
-        return [f"lies below {self.upper:.6g}{told}"]
+            return [f"lies above {self.lower:.6g}{by}"]
+        return [f"lies below {self.upper:.6g}{by}"]
 
 
 def _some(values: tuple[float, ...]) -> str:

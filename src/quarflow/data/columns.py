@@ -155,7 +155,7 @@ class Columns:
 
     def describe(self) -> list[str]:
         """A sentence for each column that gets anything besides standardising."""
-        return [told for column in self.columns if (told := column.describe())]
+        return [sentence for column in self.columns if (sentence := column.describe())]
 
 
 def _closed(column: Column) -> tuple[float, float]:

@@ -75,7 +75,9 @@ def check_here(path: Path, suffixes: Sequence[str]) -> None:
         )
     if path.suffix.lower() not in suffixes:
         known = ", ".join(suffixes)
-        raise TableError(f"{path}: the kind of table is told by the ending, one of {known}.")
+        raise TableError(
+            f"{path}: the ending says what kind of table it is; it must be one of {known}."
+        )
     if not path.exists():
         raise TableError(f"There is no file {path}.")
     if not path.is_file():

@@ -270,19 +270,19 @@ class _Missing:
         return ~bad.any(axis=1)
 
     def error(self, path: Path, advice: str, *, counted: bool = True) -> TableError:
-        told = []
+        parts = []
         for j in sorted(self.counts)[:3]:
             count, row = self.counts[j], self.first[j]
             what = {0: "missing", count: "infinite"}.get(self.infinite[j], "missing or infinite")
             if count == 1:
                 article = "an" if what == "infinite" else "a"
-                told.append(f"column {self.names[j]!r} has {article} {what} value in row {row:,}")
+                parts.append(f"column {self.names[j]!r} has {article} {what} value in row {row:,}")
             else:
                 many = f"{count:,} {what}" if counted else what
-                told.append(
+                parts.append(
                     f"column {self.names[j]!r} has {many} values, the first in row {row:,}"
                 )
-        more = len(self.counts) - len(told)
+        more = len(self.counts) - len(parts)
         if more:
-            told.append(f"{more} more column{'s' if more > 1 else ''} too")
-        return TableError(f"{path}: {'; '.join(told)}. {advice}.")
+            parts.append(f"{more} more column{'s' if more > 1 else ''} too")
+        return TableError(f"{path}: {'; '.join(parts)}. {advice}.")

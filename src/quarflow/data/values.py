@@ -107,23 +107,25 @@ def pick_columns(frame: Any, names: Sequence[str], what: str) -> Any:
 
 def _refuse(data: Any, what: str) -> None:
     """Refuse, with the way out, what is no table of numbers in memory."""
-    told = None
+    trouble = None
     if hasattr(data, "toarray") and hasattr(data, "nnz"):
-        told = f"is sparse, and sparse input is not supported; give {what}.toarray()"
+        trouble = f"is sparse, and sparse input is not supported; give {what}.toarray()"
     elif data is None:
-        told = "is None; give an array or a frame"
+        trouble = "is None; give an array or a frame"
     elif isinstance(data, str | bytes | bytearray):
-        told = "is text or bytes; read the file first, such as by quarflow.data.read_table"
+        trouble = "is text or bytes; read the file first, such as by quarflow.data.read_table"
     elif isinstance(data, Mapping):
-        told = f"is a dict; make it a frame first: pandas.DataFrame({what})"
+        trouble = f"is a dict; make it a frame first: pandas.DataFrame({what})"
     elif isinstance(data, Set | Iterator):
-        told = f"is a {type(data).__name__}, which has no rows in order; give a list or an array"
+        trouble = (
+            f"is a {type(data).__name__}, which has no rows in order; give a list or an array"
+        )
     elif type(data).__name__ == "LazyFrame":
-        told = f"is a LazyFrame; give {what}.collect()"
+        trouble = f"is a LazyFrame; give {what}.collect()"
     elif isinstance(data, list | tuple) and any(isinstance(row, Mapping) for row in data):
-        told = f"is a list of dicts; make it a frame first: pandas.DataFrame({what})"
-    if told:
-        raise NotNumbers(f"{what} {told}.")
+        trouble = f"is a list of dicts; make it a frame first: pandas.DataFrame({what})"
+    if trouble:
+        raise NotNumbers(f"{what} {trouble}.")
 
 
 def _tensor(data: torch.Tensor, what: str) -> Values:

@@ -35,7 +35,7 @@ def machine(device: str) -> dict[str, Any]:
         >>> sorted(machine("cpu"))
         ['cores', 'device', 'kernels', 'load', 'memory_gib', 'processor', 'python', 'system']
     """
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "processor": _processor(),
         "cores": cores(),
         "memory_gib": round(memory_gibibytes(), 1),
@@ -49,9 +49,9 @@ def machine(device: str) -> dict[str, Any]:
     if device != "cpu":
         import torch
 
-        told["device"] = torch.cuda.get_device_name()
+        found["device"] = torch.cuda.get_device_name()
 
-    return told
+    return found
 
 
 def _processor() -> str:

@@ -40,7 +40,7 @@ class Event:
         epoch, step, total_steps: Where the run is; epoch counts from 1.
         progress: Used fraction of the budget of steps or of time, 0 to 1.
         seconds: Training time so far, over all resumed parts.
-        seconds_left: Estimate for the budget, None before it can be told.
+        seconds_left: Estimate for the budget, None before there is one.
         rows_per_second: Over all processes, since the last "step" or "evaluation" event.
         learning_rate: Of the last step.
         nats: Mean training nats since the last evaluation, None before the first step.

@@ -24,7 +24,7 @@ __all__ = ["column_digests", "differences", "digest", "identity_of"]
 FREE = {"checkpoint_seconds"}
 DIGEST = "sha256:"
 BLOCK = 8192  # rows hashed at a time
-MOST, LONGEST = 4, 80  # differences told, and letters of a value
+MOST, LONGEST = 4, 80  # differences named, and letters of a value
 ABSENT = object()
 
 
@@ -133,9 +133,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         for group in {**then, **now}
         for one in _differences(then.get(group, {}), now.get(group, {}), ())
     ]
-    told = [line for _, line in sorted(found, key=lambda one: one[0])]
-    more = [f"and {len(told) - MOST} more"] if len(told) > MOST else []
-    return "; ".join(told[:MOST] + more) or None
+    lines = [line for _, line in sorted(found, key=lambda one: one[0])]
+    more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
+    return "; ".join(lines[:MOST] + more) or None
 
 
 def _differences(
@@ -153,8 +153,8 @@ def _differences(
             yield len(where), f"{called} is gone"
         elif a != b:
             hashed = str(a).startswith(DIGEST) and str(b).startswith(DIGEST)
-            told = "has other values" if hashed else f"was {_short(a)} and is {_short(b)}"
-            yield len(where), f"{called} {told}"
+            how = "has other values" if hashed else f"was {_short(a)} and is {_short(b)}"
+            yield len(where), f"{called} {how}"
 
 
 def _short(value: Any) -> str:

@@ -68,13 +68,13 @@ class Keeper:
         begun = time.perf_counter()
         counters.train_total, counters.train_steps = float(learner.total), learner.steps
         tensors = learner.saved(with_good=counters.step != counters.good_step)
-        told = None
+        trouble = None
         try:
             write(self.folder, tensors, counters, self.identity)
         except OSError as error:
             if not self.failing:
                 kept = "none so far" if self.kept is None else f"that of step {self.kept}"
-                told = (
+                trouble = (
                     f"The checkpoint of step {counters.step} could not be written to "
                     f"{self.folder} ({error.strerror or error}): training goes on, with {kept} "
                     "to resume from."
@@ -84,7 +84,7 @@ class Keeper:
             self.failing, self.kept = False, counters.step
         self.last = time.perf_counter()
         self.took = self.last - begun
-        return told
+        return trouble
 
     def take_up(self, learner: Learner, counters: Counters) -> int:
         """Restore everything from it; its step comes back."""

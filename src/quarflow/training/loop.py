@@ -176,8 +176,8 @@ class _Run:
             self.teller.begin(counters.step)
         interrupted = False
         if counters.stopped is None:
-            told = "" if not resume else "No checkpoint to resume from: starting from step 0."
-            self.tell("start", f"Resumed at step {resumed_at}." if resuming else told)
+            opening = "" if not resume else "No checkpoint to resume from: starting from step 0."
+            self.tell("start", f"Resumed at step {resumed_at}." if resuming else opening)
             if self.settings.evaluate_start and not resuming:
                 for event in self.evaluate(scheduled=True):
                     self.tell(*event)
@@ -302,8 +302,8 @@ class _Run:
         if not math.isfinite(nats):
             if not counters.step:
                 return []  # of a start that is no candidate; there is nothing to step back to
-            told = f"{bad} of {len(rows)}" if bad else "all"
-            self.step_back(f"the log-probability of {told} validation rows was not finite")
+            which = f"{bad} of {len(rows)}" if bad else "all"
+            self.step_back(f"the log-probability of {which} validation rows was not finite")
             return []
         if seen < len(rows):
             if counters.history:
@@ -342,11 +342,11 @@ class _Run:
         if verdict != "cut":
             return []
         self.learner.go_to_best()
-        told = (
+        sentence = (
             f"There was {reason}: back to the best weights (of step {self.counters.best_step}) "
             f"at {self.plateau.factor:.2g} of the learning rate."
         )
-        return [("cut", told, None)]
+        return [("cut", sentence, None)]
 
     def step_back(self, trouble: str) -> None:
         """Restore the last good state at half the rate; the steps that follow are new ones."""
@@ -359,13 +359,13 @@ class _Run:
                 "the data."
             )
         counters.rate_factor *= 0.5
-        told = (
+        sentence = (
             f"At step {counters.step} {trouble}: back to the state of step {counters.good_step}, "
             "going on at half the learning rate."
         )
-        counters.recoveries.append(told)
+        counters.recoveries.append(sentence)
         self.learner.go_back()
-        self.tell("recovery", told)
+        self.tell("recovery", sentence)
 
     # -- checkpoints and events
 

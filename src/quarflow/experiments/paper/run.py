@@ -99,15 +99,15 @@ class Run:
         if start.is_file():
             found = read_json(start)
             recipe, then, now = found.get("recipe"), found.get("settings", {}), self.settings
-            told = [f"recipe was {recipe!r}"] if recipe != self.name else []
-            told += [
+            changed = [f"recipe was {recipe!r}"] if recipe != self.name else []
+            changed += [
                 f"{key} was {then.get(key)!r} and is {now.get(key)!r}"
                 for key in {**then, **now}
                 if key not in free and then.get(key) != now.get(key)
             ]
-            if told:
+            if changed:
                 raise RecipeError(
-                    f"{self.folder} holds a run with other settings ({', '.join(told)}). Give "
+                    f"{self.folder} holds a run with other settings ({', '.join(changed)}). Give "
                     "another folder with -o, or the same settings to go on with that run."
                 )
         elif self.folder.is_dir() and any(self.folder.iterdir()):
@@ -243,8 +243,8 @@ def one_of(name: str, values: Iterable[object], choices: Iterable[object]) -> No
     known = list(choices)
     for value in values:
         if value not in known:
-            told = ", ".join(map(str, known))
-            raise RecipeError(f"{name} must be one of {told}, not {value!r}.")
+            wanted = ", ".join(map(str, known))
+            raise RecipeError(f"{name} must be one of {wanted}, not {value!r}.")
 
 
 def read_json(path: Path) -> Any:
