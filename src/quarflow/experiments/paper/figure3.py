@@ -103,6 +103,11 @@ def _summary(parts: Sequence[Numbers], times: Numbers) -> Numbers:
 def seconds_to(curve: Sequence[Numbers], kl: float, clock: str = "seconds") -> float:
     """Training seconds after which a curve that gets there is first at or below a KL.
 
+    Arguments:
+        curve: What was measured, in order.
+        kl: The KL to get to.
+        clock: Which of its numbers is the time.
+
     Example:
         >>> seconds_to([{"seconds": 1.0, "kl": 0.5}, {"seconds": 2.0, "kl": 0.1}], 0.2)
         2.0

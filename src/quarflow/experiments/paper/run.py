@@ -158,7 +158,13 @@ class Run:
         return path
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table, and note it for the JSON; names in the first column, then numbers."""
+        """Print a table, and note it for the JSON; names in the first column, then numbers.
+
+        Arguments:
+            title: Above the table.
+            columns: Titles.
+            rows: Cells, row by row.
+        """
         self.tables.append({"title": title, "columns": columns, "rows": rows})
         print_table(self.out, title, columns, rows)
 
@@ -227,6 +233,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 def with_error(value: float, error: float | None, digits: int, sign: str = "") -> str:
     """A number and its standard error, as tables show them.
 
+    Arguments:
+        value: The number.
+        error: Its standard error, None or 0 for none.
+        digits: After the point.
+        sign: ``"+"`` shows the sign of a positive number too.
+
     Example:
         >>> with_error(1.25, 0.031, 2), with_error(1.25, None, 1, sign="+")
         ('1.25 ± 0.03', '+1.2')
@@ -236,6 +248,11 @@ def with_error(value: float, error: float | None, digits: int, sign: str = "") -
 
 def one_of(name: str, values: Iterable[object], choices: Iterable[object]) -> None:
     """Refuse what is no choice.
+
+    Arguments:
+        name: Of the argument.
+        values: What was asked for.
+        choices: What there is.
 
     Raises:
         RecipeError: naming it.

@@ -74,7 +74,15 @@ def exponent(points: Mapping[float, float]) -> float | None:
 def points(
     results: Results, model: str, quantity: str, against: str, at: int
 ) -> dict[float, float]:
-    """Median seconds by features (at a batch) or by batch (at a number of features)."""
+    """Median seconds by features (at a batch) or by batch (at a number of features).
+
+    Arguments:
+        results: Of the whole run.
+        model: Whose.
+        quantity: What was measured.
+        against: ``"features"`` or ``"batch"``.
+        at: The value of the other.
+    """
     other = "batch" if against == "features" else "features"
 
     return {
