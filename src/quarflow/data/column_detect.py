@@ -125,13 +125,15 @@ def find_tails(v: np.ndarray, finest: float = 0.0) -> tuple[float, float] | None
     deviation = float(few.std())
     if not deviation > 0:
         return None
-    low, quarter, three, high = np.percentile(few, [10, 25, 75, 90])
+    percentiles = np.percentile(few, [0, 2, 10, 25, 50, 75, 90, 98, 100])
+    low, quarter, three, high = percentiles[[2, 3, 5, 6]]
     widths = [w for w in (three - quarter, high - low) if w > 0] or [1e-2 * deviation]
     smallest = max(min(widths) / 30, 1e-6 * deviation, finest)
     spreads = np.geomspace(smallest, max(3 * deviation, 2 * smallest), 10)
-    centers = np.unique(np.percentile(few, [0, 2, 10, 25, 50, 75, 90, 98, 100]))
-    promising = _promising(few, centers, spreads)
-    _, middle, wide = max((_asinh_fit(few, c, s), c, s) for c, s in promising)
+    promising = _promising(few, np.unique(percentiles), spreads)
+    middle, wide = promising[0]
+    if len(promising) > 1:
+        _, middle, wide = max((_asinh_fit(few, c, s), c, s) for c, s in promising)
     ratio = float(spreads[1] / spreads[0])
     finer = [wide * ratio**power for power in (-2 / 3, -1 / 3, 0, 1 / 3, 2 / 3)]
     finer = [max(spread, finest) for spread in finer]
