@@ -18,7 +18,8 @@ from quarflow.fitting import TableRows
 from quarflow.flows import QuAR
 from quarflow.flows.data_units import DataUnits
 from quarflow.gaussian import Gaussian, best_gaussian, marginal_entropies
-from quarflow.training.rows import Plan, Rows, seeded, validation_batch
+from quarflow.seeds import seeded
+from quarflow.training.rows import Plan, Rows, validation_batch
 from quarflow.training.settings import TrainingResult, TrainingSettings
 from quarflow.transforms import call_and_ladj
 
