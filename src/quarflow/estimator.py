@@ -237,11 +237,12 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         flow = build_flow(chosen, rows.shape[1], width, seed)
         if start is not None and start.pays:
             start_from(flow, start)
+        model = data_units(flow, columns, context_columns)
 
         with StopSignals():  # passed on in the end, when all that was reached is kept
             with TrainingProgress(verbose=bool(self.verbose)) as progress:
                 result = train(
-                    data_units(flow, columns, context_columns),
+                    model,
                     train_rows,
                     valid_rows,
                     settings,
@@ -252,7 +253,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
                     on_event=progress,
                     begun=begun,
                 )
-                flow, told = fall_back(flow, start, result)
+                flow, told = fall_back(flow, start, result, model)
                 if told:
                     progress.say(told)
             self.flow_ = flow.cpu().eval()

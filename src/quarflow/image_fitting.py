@@ -16,8 +16,8 @@ from torch import Tensor
 
 from quarflow.data.images import ImageError, Images
 from quarflow.flows import Flow
+from quarflow.seeds import seeded
 from quarflow.store import ImageConfig, StoreError, read_model, save_flow
-from quarflow.training.rows import seeded
 from quarflow.transforms import dequantise
 
 if TYPE_CHECKING:

@@ -85,7 +85,7 @@ def fail(message: str) -> NoReturn:
 
 
 def on_purpose(error: Exception) -> bool:
-    """Tell whether an error is a message to the user: raised, by name, in a `raise` of ours.
+    """Whether an error is a message to the user: raised, by name, in a `raise` of ours.
 
     A ValueError that numpy or torch throws at our code is a bug, and so are all other kinds.
     """
@@ -128,10 +128,11 @@ def check_output(path: Path, endings: Sequence[str], inputs: Sequence[Path] = ()
 def names_of(text: str | None, option: str) -> list[str] | None:
     """Split `a,b` into names; names with commas in them come as JSON: `["a,b", "c"]`.
 
-    >>> names_of("a, b", "--columns")
-    ['a', 'b']
-    >>> names_of('["a,b"]', "--columns")
-    ['a,b']
+    Example:
+        >>> names_of("a, b", "--columns")
+        ['a', 'b']
+        >>> names_of('["a,b"]', "--columns")
+        ['a,b']
     """
     if text is None:
         return None
@@ -155,7 +156,7 @@ def _distinct(names: list[str], option: str) -> list[str]:
 
 
 def frame_of(names: Sequence[str], values: Any) -> Any:
-    """Return a polars frame of float64 columns."""
+    """A polars frame of float64 columns."""
     import polars as pl
 
     return pl.DataFrame({name: values[:, i] for i, name in enumerate(names)})
@@ -171,7 +172,7 @@ def holds_images(model: Path) -> bool:
 
 
 def load(model: Path) -> Any:
-    """Return the fitted estimator saved in a folder."""
+    """The fitted estimator saved in a folder."""
     from quarflow import QuARDensity
     from quarflow.exchange import recover
 
@@ -191,7 +192,7 @@ def load(model: Path) -> Any:
 
 
 def split(estimator: Any, values: Any) -> tuple[Any, Any]:
-    """Return a frame of the modelled columns and an array of the context columns, or None."""
+    """A frame of the modelled columns and an array of the context columns, or None."""
     names = list(estimator.columns_.names)
     rest = values[:, len(names) :]
     if not hasattr(estimator, "feature_names_in_"):
@@ -202,7 +203,7 @@ def split(estimator: Any, values: Any) -> tuple[Any, Any]:
 
 
 def needed(estimator: Any) -> list[str]:
-    """Return the columns a table must have: those modelled, then those of the context."""
+    """The columns a table must have: those modelled, then those of the context."""
     context = estimator.context_columns_
     return list(estimator.columns_.names) + ([] if context is None else list(context.names))
 
@@ -210,8 +211,9 @@ def needed(estimator: Any) -> list[str]:
 def duration(seconds: float) -> str:
     """Write a time to be read.
 
-    >>> duration(4.25), duration(95)
-    ('4.2 s', '1 min 35 s')
+    Example:
+        >>> duration(4.25), duration(95)
+        ('4.2 s', '1 min 35 s')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -204,7 +204,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _parameters(assignments: Sequence[str], **options: Any) -> dict[str, Any]:
-    """Return arguments of QuARDensity from `--set key=value` and the command's own options."""
+    """Arguments of QuARDensity from `--set key=value` and the command's own options."""
     from quarflow import QuARDensity
 
     known = inspect.signature(QuARDensity).parameters
@@ -227,7 +227,7 @@ def _parameters(assignments: Sequence[str], **options: Any) -> dict[str, Any]:
 
 
 def _names(data: Path, columns: str | None, context: str | None) -> tuple[list[str], list[str]]:
-    """Return the columns to model, empty for all of a table without context; and the context's."""
+    """The columns to model, empty for all of a table without context; and the context's."""
     from quarflow.data import column_names
 
     wanted = names_of(columns, "--columns") or []

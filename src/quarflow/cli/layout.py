@@ -12,16 +12,17 @@ __all__ = ["certificate_table", "nats", "save_array", "two_columns"]
 def nats(value: float | None) -> str:
     """Say a mean of -log p, with the sign and direction that all the commands share.
 
-    >>> nats(4.25)
-    '4.2500 nats per row (-log p, less is better)'
-    >>> nats(None)
-    'unknown'
+    Example:
+        >>> nats(4.25)
+        '4.2500 nats per row (-log p, less is better)'
+        >>> nats(None)
+        'unknown'
     """
     return "unknown" if value is None else f"{value:.4f} nats per row (-log p, less is better)"
 
 
 def two_columns(title: str, rows: dict[str, Any]) -> Any:
-    """Return a table of names and what belongs to them."""
+    """A table of names and what belongs to them."""
     from rich import box
     from rich.table import Table
 
@@ -34,7 +35,7 @@ def two_columns(title: str, rows: dict[str, Any]) -> Any:
 
 
 def certificate_table(flow: Any) -> Any:
-    """Return a table of the certified bounds of a flow."""
+    """A table of the certified bounds of a flow."""
     from rich import box
     from rich.table import Table
 

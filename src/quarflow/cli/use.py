@@ -157,7 +157,7 @@ def sample(
 
 
 def _kept(table: Any, order: list[str]) -> dict[str, Any]:
-    """Return all columns of a table in the order of the file; used ones as numbers."""
+    """All columns of a table in the order of the file; used ones as numbers."""
     used = {name: table.values[:, i] for i, name in enumerate(table.names)}
     if table.others is None:
         return {name: used[name] for name in order} if set(order) == set(used) else used
@@ -165,7 +165,7 @@ def _kept(table: Any, order: list[str]) -> dict[str, Any]:
 
 
 def _context(estimator: Any, text: str | None) -> Any:
-    """Return one row of context (C,) from `name=value,...` or a JSON object."""
+    """One row of context (C,) from `name=value,...` or a JSON object."""
     import numpy as np
 
     if estimator.context_columns_ is None:
