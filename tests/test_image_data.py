@@ -18,8 +18,7 @@ import quarflow
 from quarflow.cli import app
 from quarflow.data import ImageError, Images, is_images, load_set, read_images
 from quarflow.data.image_files import array_images
-from quarflow.flows import ImageQuAR
-from quarflow.image_fitting import (
+from quarflow.density.image import (
     ImageModel,
     ImageRows,
     evaluate,
@@ -28,8 +27,9 @@ from quarflow.image_fitting import (
     parameter_counts,
     to_bits,
 )
+from quarflow.flows import ImageQuAR
 from quarflow.store import StoreError
-from quarflow.store_flows import FLOWS, flow_config, least_numbers
+from quarflow.store.schema import FLOWS, flow_config, least_numbers
 from quarflow.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,10 +9,10 @@ from sklearn.covariance import LedoitWolf
 
 from quarflow import QuAR, QuARDensity
 from quarflow.data.columns import Columns
-from quarflow.defaults import choose_defaults
-from quarflow.fitting import TableRows
-from quarflow.gaussian import best_gaussian, gaussians, marginal_entropies
-from quarflow.starting import find_start
+from quarflow.density.defaults import choose_defaults
+from quarflow.density.gaussian import best_gaussian, gaussians, marginal_entropies
+from quarflow.density.rows import TableRows
+from quarflow.density.starting import find_start
 from quarflow.store import load_model
 from quarflow.training import TrainingSettings
 

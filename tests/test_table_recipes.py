@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from quarflow.cli import app
 from quarflow.data import load_set
+from quarflow.density.image import ImageModel, make_flow, parameter_counts
 from quarflow.experiments.paper import budget, image_settings, measure
 from quarflow.experiments.paper import table1 as one
 from quarflow.experiments.paper import table2 as two
 from quarflow.experiments.paper.image_settings import recipe_for
 from quarflow.experiments.paper.run import RecipeError
 from quarflow.experiments.timing import in_turn
-from quarflow.image_fitting import ImageModel, make_flow, parameter_counts
 from quarflow.report.image_grid import grid_array
 
 TINY = {"scales": 2, "blocks": 1, "hidden_channels": 4}

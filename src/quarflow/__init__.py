@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from quarflow._version import __version__
 
 if TYPE_CHECKING:
-    from quarflow.estimator import QuARDensity
+    from quarflow.density.table import QuARDensity
     from quarflow.flows import (
         Autoregressive,
         Flow,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         SylvesterFlow,
     )
     from quarflow.solvers import InversionError
-    from quarflow.store import load_flow, save_flow
+    from quarflow.store.folder import load_flow, save_flow
 
 __all__ = [
     "Autoregressive",
@@ -49,12 +49,12 @@ _HOMES = {
     "InversionError": "quarflow.solvers",
     "PlanarFlow": "quarflow.flows",
     "QuAR": "quarflow.flows",
-    "QuARDensity": "quarflow.estimator",
+    "QuARDensity": "quarflow.density.table",
     "RadialFlow": "quarflow.flows",
     "ResidualFlow": "quarflow.flows",
     "SylvesterFlow": "quarflow.flows",
-    "load_flow": "quarflow.store",
-    "save_flow": "quarflow.store",
+    "load_flow": "quarflow.store.folder",
+    "save_flow": "quarflow.store.folder",
 }
 
 

@@ -173,7 +173,7 @@ def holds_images(model: Path) -> bool:
 def load(model: Path) -> Any:
     """Return the fitted estimator saved in a folder."""
     from quarflow import QuARDensity
-    from quarflow.exchange import recover
+    from quarflow.store.exchange import recover
 
     if model.is_file():
         raise CommandError(

@@ -132,7 +132,7 @@ def _is_main() -> bool:
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """Be the only fit into the folder, and leave nothing there when nothing came of it."""
-    from quarflow.exchange import recover
+    from quarflow.store.exchange import recover
     from quarflow.training import LockedError, has_checkpoint, locked
 
     if not _is_main():  # of several processes only the first one looks after the folder
@@ -282,7 +282,7 @@ def _tidy(output: Path, existed: bool) -> None:
 
 def _save(model: Any, output: Path) -> None:
     """Save the model; the checkpoint of a run stopped by a signal stays, to go on from."""
-    from quarflow.exchange import exchange
+    from quarflow.store.exchange import exchange
     from quarflow.training import has_checkpoint
 
     if not _is_main():

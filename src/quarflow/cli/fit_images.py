@@ -79,10 +79,10 @@ def fit_image_model(
 ) -> tuple[Any, str | None]:
     """Fit an image flow and save it, whatever signal comes in between.
 
-    Returns the :class:`quarflow.image_fitting.ImageModel` and the name of the signal, if any.
+    Returns the :class:`quarflow.density.image.ImageModel` and the name of the signal, if any.
     """
     from quarflow.data import load_set, read_images
-    from quarflow.image_fitting import fit_images
+    from quarflow.density.image import fit_images
     from quarflow.training import StopSignals, TrainingProgress, TrainingSettings
 
     chosen = _settings(settings)

@@ -23,7 +23,7 @@ def score_images(model: Path, data: Path, output: Path) -> None:
     import numpy as np
 
     from quarflow.data import TableWriter
-    from quarflow.image_fitting import ImageModel, evaluate
+    from quarflow.density.image import ImageModel, evaluate
 
     check_output(output, (".csv", ".parquet", ".pq"), [data])
     fitted = ImageModel.load(model)
@@ -49,7 +49,7 @@ def sample_images(model: Path, output: Path, number: int, seed: int) -> None:
     """Draw images: a grid as .png, or an array (N, C, H, W) as .npy."""
     import torch
 
-    from quarflow.image_fitting import ImageModel
+    from quarflow.density.image import ImageModel
     from quarflow.report.image_grid import save_grid
 
     check_output(output, (".png", ".npy"))
@@ -78,7 +78,7 @@ def image_info(model: Path) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from quarflow.image_fitting import ImageModel
+    from quarflow.density.image import ImageModel
     from quarflow.report.words import number, plain
 
     fitted = ImageModel.load(model, "cpu")
@@ -108,7 +108,7 @@ def image_report(
     model: Path, data: Path | None, output: Path, title: str | None, seed: int
 ) -> None:
     """Write the page of an image model."""
-    from quarflow.image_fitting import ImageModel
+    from quarflow.density.image import ImageModel
     from quarflow.report.images import write_image_report
 
     check_output(output, (".html", ".htm"), [] if data is None or data.is_dir() else [data])

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from quarflow import __version__
 from quarflow.data.images import Images
+from quarflow.density.image import Evaluation, ImageModel, evaluate
 from quarflow.files import write_whole
-from quarflow.image_fitting import Evaluation, ImageModel, evaluate
 from quarflow.report.image_grid import grid_png
 from quarflow.report.model import ReportError
 from quarflow.report.names import readable

@@ -14,11 +14,11 @@ import torch
 
 from quarflow.data.image_sets import SETS, load_set
 from quarflow.data.images import Images
+from quarflow.density.image import ImageModel, evaluate, fit_images, make_flow
 from quarflow.experiments.paper.budget import SWEEPS, Limit, plan_for, seconds_per_image
 from quarflow.experiments.paper.forecast import Progress
 from quarflow.experiments.paper.image_settings import PUBLISHED, recipe_for
 from quarflow.experiments.paper.run import Numbers, Run, one_of, stop_if, with_error
-from quarflow.image_fitting import ImageModel, evaluate, fit_images, make_flow
 from quarflow.report.image_grid import save_grid
 from quarflow.solvers import InversionError
 from quarflow.training import TrainingSettings, has_checkpoint

@@ -19,12 +19,13 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from quarflow.allocator import keep_freed_memory
 from quarflow.data.column_notices import dependence, far_away
 from quarflow.data.columns import Columns
 from quarflow.data.values import is_frame, read_values
-from quarflow.defaults import Defaults, choose_defaults
-from quarflow.fitting import (
+from quarflow.density.checks import check_finite, context_for, read_context, warn_of_new_values
+from quarflow.density.data_units import DataUnits
+from quarflow.density.defaults import Defaults, choose_defaults
+from quarflow.density.rows import (
     TableRows,
     build_flow,
     build_settings,
@@ -33,10 +34,10 @@ from quarflow.fitting import (
     plain,
 )
 from quarflow.flows import FlowDistribution, QuAR
-from quarflow.flows.data_units import DataUnits
-from quarflow.frames import check_finite, context_for, read_context, warn_of_new_values
+from quarflow.native.allocator import keep_freed_memory
 from quarflow.solvers import InversionError, listed
-from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
+from quarflow.store.folder import ModelConfig, load_model, save_model
+from quarflow.store.schema import FlowConfig, QuARArguments
 from quarflow.transforms.trust import Amplification
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             After Ctrl-C, when the best so far has become this density: who catches it can use
             it. SIGTERM ends the process at the same point; handlers of one's own are called.
         """
-        from quarflow.starting import fall_back, find_start, start_from, what_happened
+        from quarflow.density.starting import fall_back, find_start, start_from, what_happened
         from quarflow.training import StopSignals, TrainingProgress, train
 
         begun = time.perf_counter()

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from quarflow.data.columns import Columns
-from quarflow.defaults import has_few_rows
-from quarflow.fitting import TableRows
+from quarflow.density.defaults import has_few_rows
+from quarflow.density.gaussian import Gaussian, best_gaussian, marginal_entropies
+from quarflow.density.rows import TableRows
 from quarflow.flows import QuAR
-from quarflow.gaussian import Gaussian, best_gaussian, marginal_entropies
 from quarflow.training.rows import Plan, Rows, seeded, validation_batch
 from quarflow.training.settings import TrainingResult, TrainingSettings
 from quarflow.transforms import call_and_ladj

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quarflow.data.columns import Columns
+from quarflow.density.data_units import DataUnits
 from quarflow.flows import Flow, QuAR
-from quarflow.flows.data_units import DataUnits
 
 if TYPE_CHECKING:
     from quarflow.training import TrainingSettings

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from quarflow.data.images import ImageError, Images
 from quarflow.flows import Flow
-from quarflow.store import ImageConfig, StoreError, read_model, save_flow
+from quarflow.store.folder import read_model, save_flow
+from quarflow.store.read import StoreError
+from quarflow.store.schema import ImageConfig
 from quarflow.training.rows import seeded
 from quarflow.transforms import dequantise
 
