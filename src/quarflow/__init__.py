@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from quarflow._version import __version__
 
 if TYPE_CHECKING:
+    from quarflow.density.image import ImageDensity
+    from quarflow.density.kinds import density_for, open_density
     from quarflow.density.table import QuARDensity
     from quarflow.flows import (
         Autoregressive,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Autoregressive",
     "Flow",
+    "ImageDensity",
     "ImageQuAR",
     "ImageResidualFlow",
     "InversionError",
@@ -36,7 +39,9 @@ __all__ = [
     "ResidualFlow",
     "SylvesterFlow",
     "__version__",
+    "density_for",
     "load_flow",
+    "open_density",
     "save_flow",
 ]
 
@@ -44,6 +49,7 @@ __all__ = [
 _HOMES = {
     "Autoregressive": "quarflow.flows",
     "Flow": "quarflow.flows",
+    "ImageDensity": "quarflow.density.image",
     "ImageQuAR": "quarflow.flows",
     "ImageResidualFlow": "quarflow.flows",
     "InversionError": "quarflow.solvers",
@@ -53,7 +59,9 @@ _HOMES = {
     "RadialFlow": "quarflow.flows",
     "ResidualFlow": "quarflow.flows",
     "SylvesterFlow": "quarflow.flows",
+    "density_for": "quarflow.density.kinds",
     "load_flow": "quarflow.store.folder",
+    "open_density": "quarflow.density.kinds",
     "save_flow": "quarflow.store.folder",
 }
 

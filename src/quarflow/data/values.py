@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["NotNumbers", "is_frame", "pick_columns", "read_values"]
+__all__ = ["NotNumbers", "frame_of", "is_frame", "pick_columns", "read_values"]
 
 Values = NDArray[np.float64]
 
@@ -80,6 +80,13 @@ def is_frame(data: Any) -> bool:
     return hasattr(data, "columns") and (
         hasattr(data, "iloc") or hasattr(data, "get_column") or hasattr(data, "__arrow_c_stream__")
     )
+
+
+def frame_of(names: Sequence[str], values: Values) -> Any:
+    """A polars frame of the first columns of values (n, D), by name."""
+    import polars as pl
+
+    return pl.DataFrame({name: values[:, i] for i, name in enumerate(names)})
 
 
 def pick_columns(frame: Any, names: Sequence[str], what: str) -> Any:

@@ -8,11 +8,60 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
 
 from quarflow.data.columns import Columns
 from quarflow.data.values import is_frame, pick_columns, read_values
 
-__all__ = ["check_finite", "context_for", "read_context", "warn_of_new_values"]
+__all__ = [
+    "check_finite",
+    "check_fitted",
+    "check_rows",
+    "context_for",
+    "read_context",
+    "seed_of",
+    "warn_of_new_values",
+]
+
+LEAST_ROWS = 4
+
+
+def check_fitted(density: Any) -> None:
+    """Refuse to use a density before it is fitted.
+
+    Raises:
+        NotFittedError: which is a ValueError.
+    """
+    if not hasattr(density, "flow_"):
+        name = type(density).__name__
+        raise NotFittedError(f"This {name} is not fitted yet; call fit, or load, first.")
+
+
+def seed_of(random_state: Any) -> int:
+    """A seed: the number given, or one that a RandomState gives, NumPy's own for None.
+
+    Example:
+        >>> seed_of(5)
+        5
+    """
+    if isinstance(random_state, int | np.integer):
+        return int(random_state)
+
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def check_rows(rows: int) -> None:
+    """Refuse to fit to almost nothing.
+
+    Raises:
+        ValueError: for fewer rows than a density needs.
+    """
+    if rows < LEAST_ROWS:
+        raise ValueError(
+            f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
+            f"{'is' if rows == 1 else 'are'} {rows} sample{'s' * (rows > 1)}."
+        )
 
 
 def check_finite(rows: NDArray[np.float64], names: Sequence[str], what: str = "column") -> None:

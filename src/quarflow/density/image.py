@@ -1,424 +1,406 @@
-r"""Fitting image flows: rows of images for the training loop, the fit, and its evaluation."""
+r"""The density of images: pictures in, bits per dimension and new pictures out."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from quarflow.data.images import ImageError, Images
-from quarflow.flows import Flow
+from quarflow.data.image_files import ImageError, Layout, array_images
+from quarflow.data.image_sets import SETS, Part, load_set
+from quarflow.data.images import Images, read_images
+from quarflow.density.base import (
+    Place,
+    Say,
+    Scores,
+    Section,
+    certified,
+    quiet,
+    training_facts,
+)
+from quarflow.density.checks import check_fitted, seed_of
+from quarflow.density.defaults import IMAGE_TRAINING, NO_LIMIT, image_architecture
+from quarflow.density.image_evaluation import Evaluation, evaluate, summed, to_bits, with_bits
+from quarflow.density.image_fit import hold_out, make_flow, parameter_counts
+from quarflow.density.rows import FIRST, ImageRows
+from quarflow.density.samples import ImageSamples
+from quarflow.flows import ImageQuAR, ImageResidualFlow
+from quarflow.report.words import duration, number, plain
 from quarflow.store.folder import read_model, save_flow
 from quarflow.store.read import StoreError
 from quarflow.store.schema import ImageConfig
-from quarflow.training.rows import seeded
-from quarflow.transforms import dequantise
+from quarflow.training import Listener, StopSignals, TrainingProgress, TrainingSettings, train
+from quarflow.training.device import choose_device
 
-if TYPE_CHECKING:
-    from quarflow.training import Listener, TrainingSettings
+__all__ = ["ImageDensity"]
 
-__all__ = [
-    "FIRST",
-    "Evaluation",
-    "ImageModel",
-    "ImageRows",
-    "default_arguments",
-    "evaluate",
-    "fit_images",
-    "hold_out",
-    "make_flow",
-    "parameter_counts",
-]
-
-BLOCK = 256  # images that share one stream of noise in an evaluation
-FIRST = 256  # images for the data-dependent initialisation
-MOST_HELD_OUT = 1000
-Name = Literal["ImageQuAR", "ImageResidualFlow"]
+FLOWS = {"ImageQuAR": ImageQuAR, "ImageResidualFlow": ImageResidualFlow}
+DRAWS = 4  # of noise, in scores of files
+SHOWN = 64  # drawn unless asked for more
 
 
-class ImageRows:
-    """Images as rows of the training loop: dequantised anew in each batch.
+class ImageDensity:
+    r"""Density of images of one size by an image flow.
+
+    Log-densities are those of images in [0, 1], dequantised as (x + u) / levels.
 
     Arguments:
-        images: Whole grey levels.
-        flip: Whether each image is mirrored left to right with probability 1/2.
-        device: Where they are kept; batches are made there.
+        flow: ``ImageQuAR``, or ``ImageResidualFlow``.
+        levels, layout, keep_stand_ins: Of images that are read from files; see
+            :func:`quarflow.data.read_images`.
+        flip: Whether training images are mirrored at random. It changes what is modelled: only
+            for images that are as likely as their mirror images.
+        validation_fraction: How many images are held out, at most 1,000.
+        first: Images for the data-dependent initialisation, if a batch is not larger.
+        minutes, max_epochs: Budget of the training; minutes alone are the only limit.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        random_state: Seed, RandomState or None: of weights, validation part, order and noise.
+        verbose: Whether to show progress.
+        checkpoint, resume: See :func:`quarflow.training.train`.
+        settings: Any argument of the flow (``blocks``, ``hidden_channels``, ...) or of
+            :class:`quarflow.training.TrainingSettings`, over the defaults for images.
+
+    Attributes:
+        flow_: The flow, with the averaged weights that were best on the validation images.
+        images_: What it was fitted to.
+        settings_: Every choice made.
+        metrics_: How well it did.
+        history_: One dict per evaluation while training.
+
+    Raises:
+        ValueError: if there is no such setting.
 
     Example:
-        >>> rows = ImageRows(Images(np.zeros((5, 1, 4, 4), np.uint8), None, 17, "black"))
-        >>> x, _ = rows.batch(torch.arange(2), torch.Generator().manual_seed(0))
-        >>> x.shape, bool((x < 1 / 17).all())
-        (torch.Size([2, 1, 4, 4]), True)
+        >>> x = Images(np.zeros((32, 1, 4, 4), np.uint8), None, 17, "black")
+        >>> density = ImageDensity(max_epochs=1, batch_size=8, blocks=1, hidden_channels=4).fit(x)
+        >>> density.settings_["learning_rate"], density.sample(2, random_state=0).shape
+        (0.003, (2, 1, 4, 4))
     """
 
-    first = FIRST
+    of: ClassVar[str] = "images"
+    draws_to: ClassVar[tuple[str, ...]] = (".png", ".npy")
+    context_names: ClassVar[list[str]] = []
+
+    flow_: Any
+    images_: ImageConfig
+    settings_: dict[str, Any]
+    metrics_: dict[str, Any]
+    history_: list[dict[str, Any]]
 
     def __init__(
-        self, images: Images, flip: bool = False, device: torch.device | str = "cpu"
+        self,
+        *,
+        flow: str = "ImageQuAR",
+        levels: int | None = None,
+        layout: Layout = "auto",
+        keep_stand_ins: bool = False,
+        flip: bool = False,
+        validation_fraction: float = 0.1,
+        first: int = FIRST,
+        minutes: float | None = None,
+        max_epochs: int | None = None,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: bool = False,
+        checkpoint: Place | None = None,
+        resume: bool = False,
+        **settings: Any,
     ) -> None:
-        self.images = torch.from_numpy(np.ascontiguousarray(images.images)).to(device)
-        self.levels, self.flip = images.levels, flip
-        self.device = self.images.device
+        known = self.setting_names()
+        for name in settings:
+            if name not in known:
+                raise ValueError(f"There is no setting {name!r}. They are: {', '.join(known)}.")
+        if flow not in FLOWS:
+            raise ValueError(f"flow is one of {', '.join(FLOWS)}, not {flow!r}.")
+        self.flow, self.settings = flow, settings
+        self.levels, self.layout, self.keep_stand_ins = levels, layout, keep_stand_ins
+        self.flip, self.validation_fraction, self.first = flip, validation_fraction, first
+        self.minutes, self.max_epochs = minutes, max_epochs
+        self.device, self.random_state, self.verbose = device, random_state, verbose
+        self.checkpoint, self.resume = checkpoint, resume
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """What it can be made with, but for what belongs to a run: all that is decided."""
+        own = [n for n, p in inspect.signature(cls).parameters.items() if p.kind != p.VAR_KEYWORD]
+        training = [field.name for field in fields(TrainingSettings) if field.name != "seed"]
+        flow = {name for made in FLOWS.values() for name in inspect.signature(made).parameters}
 
-    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
-        """Images in [0, 1), shape (n, C, H, W), and no context."""
-        x = self.images[index]
-        if self.flip:
-            mirrored = torch.rand(len(x), generator=generator, device=self.device) < 0.5
-            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        return [*own, *sorted({*flow, *training} - {"shape", *own})]
 
-        return dequantise(x, self.levels, generator), None
+    # Fitting
 
-    def identity(self) -> dict[str, Any]:
-        """What is asked of the images, and a digest of every pixel of each, in their order."""
-        from quarflow.training.identity import digest
+    def fit(self, X: Any, y: object = None, *, on_event: Listener | None = None) -> Self:
+        """Fit the density by maximum likelihood.
 
-        pixels = digest(self.images.cpu().numpy())
+        Arguments:
+            X: Images; an array of them, uint8, (N, H, W) or with channels; a file or folder; or
+                the name of a set. Some are held out to choose the best weights by.
+            y: Ignored.
+            on_event: Called with each event of the training.
 
-        return {"levels": self.levels, "flip": self.flip, "pixels": pixels}
+        Raises:
+            ValueError: if something cannot be as asked, in plain words.
+            KeyboardInterrupt: After Ctrl-C, when the best so far has become this density; see
+                :meth:`quarflow.QuARDensity.fit`.
+        """
+        images = self._images(X)
+        settings = self._training()
+        arguments = {k: v for k, v in self.settings.items() if k not in asdict(settings)}
+        chosen = {**image_architecture(images.shape, images.levels), **arguments}
+        flow = make_flow(self.flow, chosen, settings.seed)
+        train_part, valid_part = hold_out(images, self.validation_fraction, settings.seed)
+        home = choose_device(self.device)
+        rows = ImageRows(train_part, bool(self.flip), home)
+        rows.first = self.first
+        asked = {"flip": rows.flip, "validation_fraction": self.validation_fraction}
+        with StopSignals():  # passed on in the end, when all that was reached is kept
+            with TrainingProgress(verbose=self.verbose, also=on_event) as progress:
+                result = train(
+                    flow,
+                    rows,
+                    ImageRows(valid_part, device=home),
+                    settings,
+                    device=self.device,
+                    checkpoint=self.checkpoint,
+                    resume=self.resume,
+                    identity=asked,
+                    on_event=progress,
+                )
+            D, levels = math.prod(images.shape), images.levels
+            self.flow_ = flow.eval()
+            self.images_ = ImageConfig(shape=images.shape, levels=levels, name=images.name)
+            self.settings_ = {"flow": self.flow, **flow.arguments, **asked, **asdict(settings)}
+            self.history_ = [with_bits(record, D, levels) for record in result.history]
+            self.metrics_ = {
+                "images": len(images),
+                "train_images": len(train_part),
+                "valid_images": len(valid_part),
+                "steps": result.steps,
+                "epochs": result.epochs,
+                "seconds": result.seconds,
+                "valid_bits_per_dim": to_bits(result.best, D, levels),
+                "stopped": result.stopped,
+                "interrupted": result.interrupted,
+                "device": result.device,
+                "recoveries": result.recoveries,
+                "parameters": parameter_counts(flow),
+            }
 
+        return self
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Bits per dimension of some images.
+    def read(self, path: Place, *, say: Say = quiet) -> dict[str, Any]:
+        """The images of a file, a folder, or a set of that name, as arguments of :meth:`fit`.
 
-    Attributes:
-        bits_per_dim: Of each image, the mean over the draws, shape (N,), float64.
-        draws: Draws of the dequantisation noise.
-        levels: Grey levels of the images.
-        dimensions: C * H * W.
-        seconds: What it took.
-    """
+        Arguments:
+            path: See :meth:`fit`.
+            say: Called with what is to be told about the images.
+        """
+        images = self._images(path)
+        if images.note:
+            say(images.note)
 
-    bits_per_dim: np.ndarray
-    draws: int
-    levels: int
-    dimensions: int
-    seconds: float
+        return {"X": images}
 
-    @property
-    def mean(self) -> float:
-        """Mean over the images."""
-        return float(self.bits_per_dim.mean())
+    def _training(self) -> TrainingSettings:
+        names = {field.name for field in fields(TrainingSettings)}
+        asked = {name: value for name, value in self.settings.items() if name in names}
+        epochs = {} if self.max_epochs is None else {"max_epochs": self.max_epochs}
+        if self.minutes is not None and not epochs:
+            epochs = {"max_epochs": NO_LIMIT}  # the time budget is the only limit
+        seed = seed_of(self.random_state)
 
-    @property
-    def error(self) -> float | None:
-        """Standard error of the mean, from how the images differ; None for a single one."""
-        n = len(self.bits_per_dim)
+        return TrainingSettings(**IMAGE_TRAINING | asked | epochs, minutes=self.minutes, seed=seed)
 
-        return float(self.bits_per_dim.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-
-    @property
-    def log_prob(self) -> np.ndarray:
-        """Mean over the draws of the log-density of the images in [0, 1], nats, shape (N,)."""
-        bits = math.log2(self.levels) - self.bits_per_dim
-
-        return bits * self.dimensions * math.log(2)
-
-
-@torch.no_grad()
-def evaluate(
-    flow: Flow, images: Images, *, draws: int = 1, batch_size: int = BLOCK, seed: int = 0
-) -> Evaluation:
-    """Score images: each draw of noise depends on the seed and the image's number alone.
-
-    So the result is the same, but for rounding, for any ``batch_size``; for a flow whose
-    log-density is an estimate, only the noise of the dequantisation is the same.
-
-    Arguments:
-        flow: An image flow, on the device to use.
-        images: Of the flow's shape and levels.
-        draws: Draws of the dequantisation noise, averaged.
-        batch_size: Images at a time.
-        seed: Of the noise.
-
-    Raises:
-        ImageError: if the images do not suit the flow, there are none, or there is no draw.
-    """
-    shape, levels = tuple(flow.arguments["shape"]), flow.arguments["levels"]
-    if images.shape != shape or images.levels != levels:
-        raise ImageError(
-            f"{images.name} has images of shape {images.shape} and {images.levels} levels; the "
-            f"model is for shape {shape} and {levels} levels."
-        )
-    if len(images) == 0:
-        raise ImageError(f"{images.name} holds no images.")
-    if draws < 1 or batch_size < 1:
-        raise ImageError("draws and batch_size must be at least 1.")
-    begun = time.perf_counter()
-    device = next(flow.parameters()).device
-    rows = ImageRows(images)
-    training = flow.training
-    flow.eval()
-    total = torch.zeros(len(images), dtype=torch.float64)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)  # for flows that estimate
-        p = flow()  # effective weights, once
-        for draw in range(draws):
-            for block, start in enumerate(range(0, len(images), BLOCK)):
-                index = torch.arange(start, min(start + BLOCK, len(images)))
-                x, _ = rows.batch(index, seeded(seed, "evaluation", draw, block))
-                for part, some in zip(index.split(batch_size), x.split(batch_size), strict=True):
-                    total[part] += p.log_prob(some.to(device)).double().cpu()
-    flow.train(training)
-    D = math.prod(shape)
-    bits = math.log2(levels) - total / (draws * D * math.log(2))
-    seconds = time.perf_counter() - begun
-
-    return Evaluation(bits.numpy(), draws, levels, D, seconds)
-
-
-def default_arguments(shape: tuple[int, int, int], levels: int) -> dict[str, Any]:
-    """Architecture for images of a shape: as many scales as it allows, up to 3, to 4 x 4.
-
-    Example:
-        >>> [default_arguments((1, size, size), 256)["scales"] for size in (7, 8, 28, 32)]
-        [1, 2, 3, 3]
-    """
-    C, H, W = shape
-    scales = 1
-    while scales < 3 and H % 2**scales == W % 2**scales == 0 and min(H, W) >> scales >= 4:
-        scales += 1
-
-    return {
-        "shape": [C, H, W],
-        "scales": scales,
-        "blocks": 4,
-        "hidden_channels": 96,
-        "levels": levels,
-        "alpha": 0.05 if C > 1 else 1e-3,
-    }
-
-
-def make_flow(name: str, arguments: Mapping[str, Any], seed: int) -> Flow:
-    """An image flow with its weights drawn from a seed.
-
-    Raises:
-        ValueError: if the flow has no such argument, or it is out of its range.
-    """
-    import quarflow.flows as flows
-
-    constructor = getattr(flows, name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        flow: Flow = constructor(**arguments)
-
-    return flow
-
-
-def parameter_counts(flow: Flow) -> dict[str, int]:
-    """Parameters: those that are learned, and those of the same layers without masks.
-
-    ``unmasked`` counts what is learned. ``total`` counts what dense 3 x 3 and 1 x 1 convolutions
-    of the same width would hold, as the paper counts both of its models (section 5.2).
-    """
-    from quarflow.nn import CausalConv2d
-
-    unmasked = sum(p.numel() for p in flow.parameters())
-    total = unmasked
-    for module in flow.modules():
-        if isinstance(module, CausalConv2d):
-            size = 2 * max(abs(offset) for tap in module.taps[0] for offset in tap) + 1
-            inside, outside = (module.channels * k for k in (module.units_in, module.units_out))
-            total += len(module.reverse) * inside * outside * size * size
-            total -= sum(
-                w.numel() for w in (module.off_center, module.off_diagonal, module.diagonal)
+    def _images(self, X: Any, part: Part = "train", levels: int | None = None) -> Images:
+        """Images from whatever holds them, of so many levels where it does not say."""
+        levels = levels or self.levels
+        if isinstance(X, Images):
+            return X
+        if not isinstance(X, str | os.PathLike):
+            return Images(array_images(np.asarray(X), self.layout), None, levels or 256, "X")
+        if Path(X).exists() or os.fspath(X) not in SETS:
+            return read_images(
+                Path(X), levels=levels, layout=self.layout, keep_stand_ins=self.keep_stand_ins
             )
+        if self.levels is not None or self.layout != "auto":
+            raise ImageError(f"levels and layout are for files, not for the set {X}.")
 
-    return {"total": total, "unmasked": unmasked}
+        return load_set(os.fspath(X), part, keep_stand_ins=self.keep_stand_ins)
 
+    # Using
 
-@dataclass
-class ImageModel:
-    """A fitted image flow with what is known about it.
+    def _like(self, X: Any) -> Images:
+        """Images to use the fitted density on; of a set, the part to test with."""
+        check_fitted(self)
 
-    Attributes:
-        flow: The flow, with the averaged weights that were best on the validation images.
-        images: What it was fitted to.
-        settings: Every choice made.
-        metrics: How well it did.
-        history: One dict per evaluation while training.
-    """
+        return self._images(X, "test", self.images_.levels)
 
-    flow: Flow
-    images: ImageConfig
-    settings: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    def evaluate(
+        self, X: Any, *, draws: int = 1, batch_size: int = 256, seed: int = 0
+    ) -> Evaluation:
+        """Bits per dimension of images, with their mean and its error.
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+        Arguments:
+            X: Images, as in :meth:`fit`, of the same shape and levels.
+            draws, batch_size, seed: See :func:`quarflow.density.image_evaluation.evaluate`.
+
+        Raises:
+            ImageError: if the images do not suit the density, or there are none.
+        """
+        images = self._like(X)
+
+        return evaluate(self.flow_, images, draws=draws, batch_size=batch_size, seed=seed)
+
+    def score_samples(self, X: Any, draws: int = 1, seed: int = 0) -> NDArray[np.float64]:
+        """Log-density of each image in [0, 1], in nats, the mean over draws of the noise."""
+        return self.evaluate(X, draws=draws, seed=seed).log_prob
+
+    def score(self, X: Any, y: object = None) -> float:
+        """Total log-likelihood of the images; :meth:`evaluate` gives bits per dimension."""
+        return float(self.score_samples(X).sum())
+
+    def transform(self, X: Any, seed: int = 0) -> NDArray[np.float64]:
+        """The noise that images are mapped to, dequantised as for their score, shape (N, D)."""
+        z = summed(self.flow_, self._like(X), lambda p, x: p.transform(x), seed=seed)
+
+        return z.flatten(1).numpy()
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> NDArray[np.uint8]:
+        """New images, uint8, shape (n_samples, C, H, W)."""
+        return self.draw(n_samples, seed_of(random_state)).images
+
+    def draw(self, n_samples: int = SHOWN, seed: int = 0) -> ImageSamples:
+        """New images that know how to write themselves, and what drawing them took.
+
+        Raises:
+            InversionError: if a step could not be inverted.
+        """
+        check_fitted(self)
+        begun = time.perf_counter()
+        generator = torch.Generator(next(self.flow_.parameters()).device).manual_seed(seed)
+        images, evaluations = self.flow_.sample_images(n_samples, generator=generator)
+        seconds = time.perf_counter() - begun
+
+        return ImageSamples(
+            images.cpu().numpy(), evaluations.cpu().numpy(), seconds, self.images_.levels
+        )
+
+    # Files
+
+    def save(self, path: Place) -> None:
         """Write it as a folder, atomically; see :mod:`quarflow.store`."""
+        check_fitted(self)
         save_flow(
-            self.flow,
-            folder,
-            images=self.images,
-            settings=self.settings,
-            metrics=self.metrics,
-            log=self.history,
+            self.flow_,
+            path,
+            images=self.images_,
+            settings=self.settings_,
+            metrics=self.metrics_,
+            log=self.history_,
         )
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> ImageModel:
+    def load(cls, path: Place, device: str = "auto") -> Self:
         """Read one back; nothing in the folder is executed.
 
         Raises:
             StoreError: if the folder does not hold a whole, valid image model.
         """
-        from quarflow.training.device import choose_device
-
-        model = read_model(folder)
+        model = read_model(path)
         if model.config.images is None:
-            raise StoreError(f"{folder} does not hold an image model.")
+            raise StoreError(f"{os.fspath(path)} does not hold an image model.")
+        self = cls(flow=model.config.flow.name, device=device)
+        self.flow_ = model.flow.to(choose_device(device))
+        self.images_ = model.config.images
+        self.settings_, self.metrics_ = model.config.settings, model.metrics
+        self.history_ = model.log
 
-        return cls(
-            model.flow.to(choose_device(device)),
-            model.config.images,
-            model.config.settings,
-            model.metrics,
-            model.log,
+        return self
+
+    def score_file(self, path: Place) -> Scores:
+        """Number, bits per dimension and log-density of each image of a file, folder or set."""
+        return Scores(partial(self._scored, path))
+
+    def _scored(self, path: Place, told: list[str]) -> Iterator[Mapping[str, Any]]:
+        found = self.evaluate(path, draws=DRAWS)
+        bits = found.bits_per_dim
+        numbers = np.arange(1, len(bits) + 1, dtype=np.float64)
+        yield {"image": numbers, "bits_per_dim": bits, "log_prob": found.log_prob}
+        error = "" if found.error is None else f" ± {found.error:.4f}"
+        rate = len(bits) / max(found.seconds, 1e-9)
+        told.append(
+            f"{len(bits):,} images, {found.mean:.4f}{error} bits per dimension, "
+            f"{duration(found.seconds)} ({rate:,.0f} images/s)."
         )
 
+    # Showing
 
-def hold_out(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
-    """Training and validation part, at random, at most 1,000 in the latter.
+    def info(self) -> list[Section]:
+        """What is known about it, in sections."""
+        check_fitted(self)
+        metrics, (C, H, W) = self.metrics_, self.images_.shape
+        counts = metrics.get("parameters")
+        counts = counts if isinstance(counts, dict) else {}
+        facts = [
+            ("flow", str(self.settings_.get("flow", type(self.flow_).__name__))),
+            ("fitted to", f"{metrics.get('images') or 0:,} images, {self.images_.name}"),
+            ("images", f"{W} x {H} pixels, {C} channels, {self.images_.levels} levels"),
+            (
+                "parameters",
+                f"{counts.get('unmasked', 0):,} ({counts.get('total', 0):,} with masked)",
+            ),
+            ("validation", f"{number(metrics.get('valid_bits_per_dim'))} bits per dimension"),
+            *training_facts(metrics),
+        ]
+        settings = [(key, plain(value)) for key, value in self.settings_.items()]
 
-    Raises:
-        ImageError: if there are fewer than two images, or the fraction is no fraction.
+        return [Section("Model", facts), Section("Settings", settings), certified(self.flow_)]
 
-    Example:
-        >>> ten = Images(np.zeros((10, 1, 4, 4), np.uint8), None, 256, "ten")
-        >>> [len(part) for part in hold_out(ten, 0.1, 0)]
-        [9, 1]
-    """
-    if not 0 < fraction < 1:
-        raise ImageError(f"validation_fraction must be between 0 and 1, not {fraction}.")
-    if len(images) < 2:
-        raise ImageError(f"{images.name}: at least two images are needed, one to validate with.")
-    count = min(max(1, round(fraction * len(images))), MOST_HELD_OUT, len(images) - 1)
-    order = np.random.default_rng(seed).permutation(len(images))
+    def summary(self) -> list[str]:
+        """What it was fitted to and how well, in sentences."""
+        metrics, (C, H, W) = self.metrics_, self.images_.shape
+        return [
+            f"{metrics['images']:,} images of {W} x {H} pixels, {C} channel{'s'[: C > 1]}; "
+            f"{metrics['parameters']['unmasked']:,} parameters.",
+            f"Validation: {metrics['valid_bits_per_dim']:.4f} bits per dimension, "
+            f"after {duration(metrics['seconds'])}.",
+        ]
 
-    return images.pick(np.sort(order[count:])), images.pick(np.sort(order[:count]))
+    def report(
+        self,
+        path: Place,
+        X: Any = None,
+        *,
+        title: str | None = None,
+        seed: int = 0,
+        say: Say = quiet,
+    ) -> Path:
+        """Write the page of :func:`quarflow.report.images.write_image_report`.
 
+        Arguments:
+            path: The file to write.
+            X: Images to compare with, as in :meth:`fit`; best, some it was not fitted to.
+            title: Heading of the page.
+            seed: Of the samples and of the choice of images where there are too many.
+            say: Called with what is to be told about the images.
+        """
+        from quarflow.report.images import write_image_report  # matplotlib is slow to import
 
-def fit_images(
-    images: Images,
-    settings: TrainingSettings,
-    *,
-    name: Name = "ImageQuAR",
-    arguments: Mapping[str, Any] | None = None,
-    flip: bool = False,
-    validation_fraction: float = 0.1,
-    first: int = FIRST,
-    device: str = "auto",
-    checkpoint: str | Path | None = None,
-    resume: bool = False,
-    on_event: Listener | None = None,
-) -> ImageModel:
-    """Fit an image flow by maximum likelihood.
+        images = None if X is None else self._like(X)
+        if images is not None and images.note:
+            say(images.note)
 
-    Arguments:
-        images: Whole grey levels; some are held out to choose the best weights by.
-        settings: Of the training; its seed also draws the weights and the validation part.
-        name: Of the flow.
-        arguments: Of the flow, over :func:`default_arguments`.
-        flip: Whether training images are mirrored at random. It changes what is modelled: only
-            for images that are as likely as their mirror images.
-        validation_fraction: How many images are held out, at most 1,000.
-        first: Images for the data-dependent initialisation, if a batch is not larger.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        checkpoint, resume, on_event: See :func:`quarflow.training.train`.
-
-    A signal to stop is passed on after the checkpoint was written: within a
-    :class:`quarflow.training.StopSignals` context there is a model of the best so far first.
-
-    Raises:
-        ValueError: if something cannot be as asked, in plain words.
-
-    Example:
-        >>> from quarflow.training import TrainingSettings
-        >>> x = Images(np.zeros((32, 1, 4, 4), np.uint8), None, 17, "black")
-        >>> model = fit_images(x, TrainingSettings(max_epochs=1, batch_size=8),
-        ...     arguments={"blocks": 1, "hidden_channels": 4})
-        >>> model.metrics["parameters"]["unmasked"] < model.metrics["parameters"]["total"]
-        True
-    """
-    from quarflow.training import train
-    from quarflow.training.device import choose_device
-
-    chosen = {**default_arguments(images.shape, images.levels), **(arguments or {})}
-    flow = make_flow(name, chosen, settings.seed)
-    train_part, valid_part = hold_out(images, validation_fraction, settings.seed)
-    home = choose_device(device)
-    rows = ImageRows(train_part, flip, home)
-    rows.first = first
-    result = train(
-        flow,
-        rows,
-        ImageRows(valid_part, device=home),
-        settings,
-        device=device,
-        checkpoint=checkpoint,
-        resume=resume,
-        identity={"flip": flip, "validation_fraction": validation_fraction},
-        on_event=on_event,
-    )
-    D, levels = math.prod(images.shape), images.levels
-    metrics = {
-        "images": len(images),
-        "train_images": len(train_part),
-        "valid_images": len(valid_part),
-        "steps": result.steps,
-        "epochs": result.epochs,
-        "seconds": result.seconds,
-        "valid_bits_per_dim": to_bits(result.best, D, levels),
-        "stopped": result.stopped,
-        "interrupted": result.interrupted,
-        "device": result.device,
-        "recoveries": result.recoveries,
-        "parameters": parameter_counts(flow),
-    }
-    return ImageModel(
-        flow.eval(),
-        ImageConfig(shape=images.shape, levels=levels, name=images.name),
-        {
-            "flow": name,
-            **flow.arguments,
-            "flip": flip,
-            "validation_fraction": validation_fraction,
-            **asdict(settings),
-        },
-        metrics,
-        [with_bits(record, D, levels) for record in result.history],
-    )
-
-
-def to_bits(nats: float, dimensions: int, levels: int) -> float:
-    """Bits per dimension from nats (-log p over [0, 1]).
-
-    Example:
-        >>> to_bits(0.0, 64, 256)  # the uniform density
-        8.0
-    """
-    return math.log2(levels) + nats / (dimensions * math.log(2))
-
-
-def with_bits(record: Mapping[str, Any], dimensions: int, levels: int) -> dict[str, Any]:
-    """A line of the training's history with its nats as bits per dimension too."""
-    bits = {
-        f"{part}_bits_per_dim": None if nats is None else to_bits(nats, dimensions, levels)
-        for part, nats in (("train", record["train_nats"]), ("valid", record["valid_nats"]))
-    }
-
-    return {**record, **bits}
+        return write_image_report(
+            self, Path(path), images, title=title or "Image model", seed=seed
+        )

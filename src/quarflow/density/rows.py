@@ -1,10 +1,9 @@
-r"""What the estimator fits: rows with their noise, and the flow and settings it chose."""
+r"""Rows of the training loop, made anew in each batch: of tables, and of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,32 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quarflow.data.columns import Columns
-from quarflow.density.data_units import DataUnits
-from quarflow.flows import Flow, QuAR
+from quarflow.data.images import Images
+from quarflow.training.identity import column_digests, digest
+from quarflow.transforms import dequantise
 
-if TYPE_CHECKING:
-    from quarflow.training import TrainingSettings
+__all__ = ["FIRST", "ImageRows", "TableRows"]
 
-__all__ = ["TableRows", "build_flow", "build_settings", "data_units", "identity", "plain"]
-
-RUN = {"checkpoint", "resume", "verbose", "device", "random_state"}  # what none of a fit is
-
-
-def plain(value: Any) -> Any:
-    """Python's own numbers for NumPy's, which parameter searches hand over.
-
-    Example:
-        >>> plain({"a": (np.int64(3), None)}), plain(np.array([4, 5]))
-        ({'a': (3, None)}, [4, 5])
-    """
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {plain(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(plain, value))
-
-    return value
+FIRST = 256  # images for the data-dependent initialisation
 
 
 class TableRows:
@@ -74,8 +54,6 @@ class TableRows:
 
     def identity(self) -> dict[str, str]:
         """A digest of every value of each column, in the order of the rows."""
-        from quarflow.training.identity import column_digests
-
         found = column_digests(self.x.numpy(), [f"column {n!r}" for n in self.columns.names])
         if self.c is not None:
             names = [f"context column {name!r}" for name in self.context_names]
@@ -84,58 +62,44 @@ class TableRows:
         return found
 
 
-def build_flow(chosen: Mapping[str, Any], features: int, context: int, seed: int) -> QuAR:
-    """The flow with the chosen arguments, initialised from a seed."""
-    names = ("transforms", "norm", "order", "activation", "sigma", "mix", "base", "start")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+class ImageRows:
+    """Images as rows of the training loop: dequantised anew in each batch.
 
-        flow = QuAR(
-            features,
-            context,
-            hidden_features=tuple(chosen["hidden_features"]),
-            **{name: chosen[name] for name in names},
-        )
+    Arguments:
+        images: Whole grey levels.
+        flip: Whether each image is mirrored left to right with probability 1/2.
+        device: Where they are kept; batches are made there.
 
-    return flow.float()  # whatever the default dtype is
+    Example:
+        >>> rows = ImageRows(Images(np.zeros((5, 1, 4, 4), np.uint8), None, 17, "black"))
+        >>> x, _ = rows.batch(torch.arange(2), torch.Generator().manual_seed(0))
+        >>> x.shape, bool((x < 1 / 17).all())
+        (torch.Size([2, 1, 4, 4]), True)
+    """
 
+    first = FIRST
 
-def build_settings(chosen: Mapping[str, Any], seed: int) -> TrainingSettings:
-    """The training settings among the chosen arguments."""
-    from quarflow.training import TrainingSettings
+    def __init__(
+        self, images: Images, flip: bool = False, device: torch.device | str = "cpu"
+    ) -> None:
+        self.images = torch.from_numpy(np.ascontiguousarray(images.images)).to(device)
+        self.levels, self.flip = images.levels, flip
+        self.device = self.images.device
 
-    names = {field.name for field in fields(TrainingSettings)}
+    def __len__(self) -> int:
+        return len(self.images)
 
-    return TrainingSettings(
-        seed=seed, evaluate_start=True, **{k: v for k, v in chosen.items() if k in names}
-    )
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, None]:
+        """Images in [0, 1), shape (n, C, H, W), and no context."""
+        x = self.images[index]
+        if self.flip:
+            mirrored = torch.rand(len(x), generator=generator, device=self.device) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
+        return dequantise(x, self.levels, generator), None
 
-def data_units(flow: Flow, columns: Columns, context: Columns | None) -> DataUnits:
-    """The flow with the preprocessing of columns and context in front of it."""
-    given, cells = None if context is None else context.transform(), columns.cells()
+    def identity(self) -> dict[str, Any]:
+        """What is asked of the images, and a digest of every pixel of each, in their order."""
+        pixels = digest(self.images.cpu().numpy())
 
-    return DataUnits(
-        flow, columns.transform(), given, cells.log_measure if cells.discrete else None
-    )
-
-
-def identity(
-    chosen: Mapping[str, Any], flow: Flow, columns: Columns, context: Columns | None
-) -> dict[str, Any]:
-    """What a fit to a table is, besides its rows and training settings, for its checkpoints."""
-    from quarflow.training import TrainingSettings
-
-    known = RUN | {field.name for field in fields(TrainingSettings)} | set(flow.arguments)
-    found: dict[str, Any] = {
-        **{name: value for name, value in chosen.items() if name not in known},
-        **flow.arguments,
-    }
-    for kind, some in (("columns", columns), ("context columns", context)):
-        if some is not None:
-            found[kind] = some.names
-            found[f"the preprocessing of {kind}"] = {
-                repr(column.name): column.model_dump(mode="json") for column in some.columns
-            }
-
-    return found
+        return {"levels": self.levels, "flip": self.flip, "pixels": pixels}

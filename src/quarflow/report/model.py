@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quarflow.data.values import is_frame, pick_columns, read_values
+from quarflow.data.values import frame_of, is_frame, pick_columns, read_values
 from quarflow.report.calibration import normal_scores
 
 
@@ -61,9 +61,7 @@ class Model:
         """Return rows the way the estimator was fitted: as a frame if it knows names."""
         if not hasattr(self.estimator, "feature_names_in_"):
             return values
-        import polars as pl
-
-        return pl.DataFrame({name: values[:, i] for i, name in enumerate(self.names)})
+        return frame_of(self.names, values)
 
     # -- what comes out
 

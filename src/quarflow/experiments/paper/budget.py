@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from quarflow.data.images import Images
-from quarflow.density.image import FIRST
+from quarflow.density.rows import FIRST
 from quarflow.experiments.paper.forecast import span
 from quarflow.experiments.paper.run import Run, read_json
 from quarflow.files import write_json

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from quarflow.density.image import make_flow
+from quarflow.density.image_fit import make_flow
 from quarflow.experiments.memory import Peak
 from quarflow.experiments.paper.run import Numbers, RecipeError
 from quarflow.experiments.step import Step

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from quarflow.density.image import make_flow, parameter_counts
+from quarflow.density.image_fit import make_flow, parameter_counts
 from quarflow.experiments.paper.forecast import WORTH, span
 from quarflow.experiments.paper.measure import PRECISIONS, Workload, peak_memory
 from quarflow.experiments.paper.run import Numbers, RecipeError, Run, one_of
