@@ -20,6 +20,7 @@ from quarflow.data.image_files import ImageError, Layout, array_images
 from quarflow.data.image_sets import SETS, Part, load_set
 from quarflow.data.images import Images, read_images
 from quarflow.density.base import (
+    RUN,
     Place,
     Say,
     Scores,
@@ -31,10 +32,9 @@ from quarflow.density.base import (
 from quarflow.density.checks import check_fitted, seed_of
 from quarflow.density.defaults import IMAGE_TRAINING, NO_LIMIT, image_architecture
 from quarflow.density.image_evaluation import Evaluation, evaluate, summed, to_bits, with_bits
-from quarflow.density.image_fit import hold_out, make_flow, parameter_counts
+from quarflow.density.image_fit import FLOWS, hold_out, make_flow, more_settings, parameter_counts
 from quarflow.density.rows import FIRST, ImageRows
 from quarflow.density.samples import ImageSamples
-from quarflow.flows import ImageQuAR, ImageResidualFlow
 from quarflow.report.words import duration, number, plain
 from quarflow.store.folder import read_model, save_flow
 from quarflow.store.read import StoreError
@@ -44,9 +44,7 @@ from quarflow.training.device import choose_device
 
 __all__ = ["ImageDensity"]
 
-FLOWS = {"ImageQuAR": ImageQuAR, "ImageResidualFlow": ImageResidualFlow}
-DRAWS = 4  # of noise, in scores of files
-SHOWN = 64  # drawn unless asked for more
+DRAWS, SHOWN = 4, 64  # of noise in scores of files; images drawn unless asked for more
 
 
 class ImageDensity:
@@ -58,8 +56,7 @@ class ImageDensity:
         flow: ``ImageQuAR``, or ``ImageResidualFlow``.
         levels, layout, keep_stand_ins: Of images that are read from files; see
             :func:`quarflow.data.read_images`.
-        flip: Whether training images are mirrored at random. It changes what is modelled: only
-            for images that are as likely as their mirror images.
+        flip: Whether to mirror training images at random, where either is as likely.
         validation_fraction: How many images are held out, at most 1,000.
         first: Images for the data-dependent initialisation, if a batch is not larger.
         minutes, max_epochs: Budget of the training; minutes alone are the only limit.
@@ -131,12 +128,11 @@ class ImageDensity:
 
     @classmethod
     def setting_names(cls) -> list[str]:
-        """What it can be made with, but for what belongs to a run: all that is decided."""
-        own = [n for n, p in inspect.signature(cls).parameters.items() if p.kind != p.VAR_KEYWORD]
-        training = [field.name for field in fields(TrainingSettings) if field.name != "seed"]
-        flow = {name for made in FLOWS.values() for name in inspect.signature(made).parameters}
+        """What it can be made with, but for what belongs to a run."""
+        signature = inspect.signature(cls).parameters
+        own = [n for n, p in signature.items() if p.kind != p.VAR_KEYWORD and n not in RUN]
 
-        return [*own, *sorted({*flow, *training} - {"shape", *own})]
+        return [*own, *(name for name in more_settings() if name not in own)]
 
     # Fitting
 

@@ -2,20 +2,36 @@ r"""Fitting an image flow: its weights, the images held out, and what is said of
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 
-import quarflow.flows as flows
 from quarflow.data.images import ImageError, Images
-from quarflow.flows import Flow
+from quarflow.flows import Flow, ImageQuAR, ImageResidualFlow
 from quarflow.nn import CausalConv2d
+from quarflow.training import TrainingSettings
 
-__all__ = ["hold_out", "make_flow", "parameter_counts"]
+__all__ = ["FLOWS", "hold_out", "make_flow", "more_settings", "parameter_counts"]
 
+FLOWS: dict[str, Any] = {"ImageQuAR": ImageQuAR, "ImageResidualFlow": ImageResidualFlow}
 MOST_HELD_OUT = 1000
+
+
+def more_settings() -> list[str]:
+    """Arguments of the flows, but for what the images decide, and of the training.
+
+    Example:
+        >>> "blocks" in more_settings(), "learning_rate" in more_settings()
+        (True, True)
+    """
+    training = {field.name for field in fields(TrainingSettings)} - {"seed"}
+    flow = {name for made in FLOWS.values() for name in inspect.signature(made).parameters}
+
+    return sorted(training | flow - {"shape"})
 
 
 def make_flow(name: str, arguments: Mapping[str, Any], seed: int) -> Flow:
@@ -24,10 +40,9 @@ def make_flow(name: str, arguments: Mapping[str, Any], seed: int) -> Flow:
     Raises:
         ValueError: if the flow has no such argument, or it is out of its range.
     """
-    constructor = getattr(flows, name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        flow: Flow = constructor(**arguments)
+        flow: Flow = FLOWS[name](**arguments)
 
     return flow
 

@@ -19,10 +19,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from quarflow.data.column_notices import dependence, far_away
+from quarflow.data.finite import check_finite
 from quarflow.data.values import is_frame, read_values
 from quarflow.density.checks import (
-    check_finite,
     check_rows,
+    check_table,
     context_for,
     read_context,
     warn_of_new_values,
@@ -30,7 +31,7 @@ from quarflow.density.checks import (
 from quarflow.density.data_units import DataUnits, data_units
 from quarflow.density.starting import fall_back, what_happened
 from quarflow.density.table_files import TableFiles
-from quarflow.density.table_fit import Table, prepare, settings_of
+from quarflow.density.table_fit import prepare, settings_of
 from quarflow.density.table_use import CHUNK, CHUNK_NUMBERS, in_chunks, refuse_unsure
 from quarflow.flows import FlowDistribution
 from quarflow.training import StopSignals, TrainingProgress, train
@@ -191,7 +192,7 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
         check_rows(len(rows))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        made = prepare(self, Table(rows, self._names(), given, context_names), seed)
+        made = prepare(self, rows, self._names(), given, context_names, seed)
         notice = dependence(rows, made.columns.columns)
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)
@@ -361,12 +362,7 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
 
     def _check_rows(self, X: Any, reset: bool) -> NDArray[np.float64]:
         values, names = read_values(X, "X")
-        if values.ndim != 2:
-            raise ValueError(
-                f"Expected a 2D array of rows x columns for X, got an array with dim "
-                f"{values.ndim}. Reshape your data: X.reshape(-1, 1) makes a column of it, "
-                "X.reshape(1, -1) a row, X.reshape(len(X), -1) a row of each entry."
-            )
+        check_table(values)
         framed = is_frame(X) and names is not None
         if framed:  # scikit-learn compares the names; the values have been read
             validate_data(self, X, reset=reset, skip_check_array=True)

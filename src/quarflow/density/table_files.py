@@ -31,7 +31,7 @@ from quarflow.density.base import (
     training_facts,
 )
 from quarflow.density.samples import TableSamples
-from quarflow.density.table_fit import plain
+from quarflow.files import plain
 from quarflow.flows import QuAR
 from quarflow.report.names import readable
 from quarflow.report.words import duration, nats, number

@@ -15,32 +15,16 @@ from quarflow.density.base import RUN
 from quarflow.density.defaults import NO_LIMIT, Defaults, choose_defaults
 from quarflow.density.rows import TableRows
 from quarflow.density.starting import Start, find_start, start_from
+from quarflow.files import plain
 from quarflow.flows import Flow, QuAR
 from quarflow.training import TrainingResult, TrainingSettings
 
 if TYPE_CHECKING:
     from quarflow.density.table import QuARDensity
 
-__all__ = ["Made", "Table", "build_flow", "build_settings", "plain", "prepare", "settings_of"]
+__all__ = ["Made", "build_flow", "build_settings", "prepare", "settings_of"]
 
 MOST_HELD_OUT = 50_000
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as it was given, checked.
-
-    Attributes:
-        rows: Shape (n, D).
-        names: Of the columns.
-        context: Shape (n, C), or None.
-        context_names: Of its columns.
-    """
-
-    rows: NDArray[np.float64]
-    names: list[str]
-    context: NDArray[np.float64] | None
-    context_names: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +51,21 @@ class Made:
 
     def identity(self) -> dict[str, Any]:
         """What the fit is, besides its rows and training settings, for its checkpoints."""
-        return identity(self.chosen, self.flow, self.columns, self.context_columns)
+        training = [field.name for field in fields(TrainingSettings)]
+        known = {*RUN, "random_state", *training, *self.flow.arguments}
+        found: dict[str, Any] = {
+            **{name: value for name, value in self.chosen.items() if name not in known},
+            **self.flow.arguments,
+        }
+        parts = {"columns": self.columns, "context columns": self.context_columns}
+        for kind, some in parts.items():
+            if some is not None:
+                found[kind] = some.names
+                found[f"the preprocessing of {kind}"] = {
+                    repr(column.name): column.model_dump(mode="json") for column in some.columns
+                }
+
+        return found
 
     def counts(self, flow: Flow) -> dict[str, int]:
         """Rows, columns, and parameters of the flow that was kept."""
@@ -83,13 +81,25 @@ class Made:
         }
 
 
-def prepare(density: QuARDensity, table: Table, seed: int) -> Made:
+def prepare(
+    density: QuARDensity,
+    rows: NDArray[np.float64],
+    names: list[str],
+    given: NDArray[np.float64] | None,
+    context_names: list[str],
+    seed: int,
+) -> Made:
     """Fit the preprocessing, hold rows out, choose what is "auto", and make the flow.
+
+    Arguments:
+        density: The estimator, for what it was asked.
+        rows, names: The table, (n, D), and its columns.
+        given, context_names: The context, (n, C) or None, and its columns.
+        seed: Of all random choices.
 
     Raises:
         ValueError: for a column that cannot be modelled or an argument out of its range.
     """
-    rows, given = table.rows, table.context
     if not 0 < density.validation_fraction <= 0.5:
         raise ValueError(
             "validation_fraction must be above 0 and at most 0.5, not "
@@ -99,7 +109,7 @@ def prepare(density: QuARDensity, table: Table, seed: int) -> Made:
         raise ValueError(f"start must be 'auto' or 'none', not {density.start!r}.")
     columns = Columns.fit(
         rows,
-        table.names,
+        names,
         bounds=density.bounds,
         discrete=density.discrete,
         tails=density.tails,
@@ -107,12 +117,12 @@ def prepare(density: QuARDensity, table: Table, seed: int) -> Made:
     context_columns = None
     if given is not None:
         context_columns = Columns.fit(
-            given, table.context_names, discrete="none", tails=density.tails, constant=True
+            given, context_names, discrete="none", tails=density.tails, constant=True
         )
     held_out = min(max(round(density.validation_fraction * len(rows)), 1), MOST_HELD_OUT)
     order = np.random.default_rng(seed).permutation(len(rows))
     train_rows, valid_rows = (
-        TableRows(rows, given, columns, index, table.context_names)
+        TableRows(rows, given, columns, index, context_names)
         for index in (order[held_out:], order[:held_out])
     )
     width = 0 if given is None else given.shape[1]
@@ -154,23 +164,6 @@ def settings_of(made: Made, flow: Flow, result: TrainingResult) -> dict[str, Any
     }
 
 
-def plain(value: Any) -> Any:
-    """Python's own numbers for NumPy's, which parameter searches hand over.
-
-    Example:
-        >>> plain({"a": (np.int64(3), None)}), plain(np.array([4, 5]))
-        ({'a': (3, None)}, [4, 5])
-    """
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {plain(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(plain, value))
-
-    return value
-
-
 def build_flow(chosen: Mapping[str, Any], features: int, context: int, seed: int) -> QuAR:
     """The flow with the chosen arguments, initialised from a seed."""
     names = ("transforms", "norm", "order", "activation", "sigma", "mix", "base", "start")
@@ -194,26 +187,3 @@ def build_settings(chosen: Mapping[str, Any], seed: int) -> TrainingSettings:
     return TrainingSettings(
         seed=seed, evaluate_start=True, **{k: v for k, v in chosen.items() if k in names}
     )
-
-
-def identity(
-    chosen: Mapping[str, Any], flow: Flow, columns: Columns, context: Columns | None
-) -> dict[str, Any]:
-    """What a fit to a table is, besides its rows and training settings, for its checkpoints."""
-    known = (
-        {*RUN, "random_state"}
-        | {field.name for field in fields(TrainingSettings)}
-        | set(flow.arguments)
-    )
-    found: dict[str, Any] = {
-        **{name: value for name, value in chosen.items() if name not in known},
-        **flow.arguments,
-    }
-    for kind, some in (("columns", columns), ("context columns", context)):
-        if some is not None:
-            found[kind] = some.names
-            found[f"the preprocessing of {kind}"] = {
-                repr(column.name): column.model_dump(mode="json") for column in some.columns
-            }
-
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ DRAWS = 2
 
 def write_image_report(
     model: Any,
-    path: str | Path,
+    path: str | os.PathLike[str],
     images: Images | None = None,
     *,
     title: str = "Image model",
