@@ -24,7 +24,7 @@ __all__ = [
     "Section",
     "certified",
     "quiet",
-    "training_facts",
+    "trained",
 ]
 
 Place = str | os.PathLike[str]
@@ -159,7 +159,7 @@ def quiet(told: str) -> None:
     """Say nothing."""
 
 
-def training_facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def trained(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How long it was trained, and why no longer."""
     steps, seconds = metrics.get("steps") or 0, metrics.get("seconds") or 0.0
 

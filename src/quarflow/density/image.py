@@ -19,16 +19,7 @@ from numpy.typing import NDArray
 from quarflow.data.image_files import ImageError, Layout, array_images
 from quarflow.data.image_sets import SETS, Part, load_set
 from quarflow.data.images import Images, read_images
-from quarflow.density.base import (
-    RUN,
-    Place,
-    Say,
-    Scores,
-    Section,
-    certified,
-    quiet,
-    training_facts,
-)
+from quarflow.density.base import RUN, Place, Say, Scores, Section, certified, quiet, trained
 from quarflow.density.checks import check_fitted, seed_of
 from quarflow.density.defaults import IMAGE_TRAINING, NO_LIMIT, image_architecture
 from quarflow.density.image_evaluation import Evaluation, evaluate, summed, to_bits, with_bits
@@ -357,7 +348,7 @@ class ImageDensity:
                 f"{counts.get('unmasked', 0):,} ({counts.get('total', 0):,} with masked)",
             ),
             ("validation", f"{number(metrics.get('valid_bits_per_dim'))} bits per dimension"),
-            *training_facts(metrics),
+            *trained(metrics),
         ]
         settings = [(key, plain(value)) for key, value in self.settings_.items()]
 

@@ -20,16 +20,7 @@ from quarflow.data.pipeline import Ahead
 from quarflow.data.table_writer import WRITTEN
 from quarflow.data.tables import Table, column_names, iter_table, read_table
 from quarflow.data.values import frame_of
-from quarflow.density.base import (
-    RUN,
-    Place,
-    Say,
-    Scores,
-    Section,
-    certified,
-    quiet,
-    training_facts,
-)
+from quarflow.density.base import RUN, Place, Say, Scores, Section, certified, quiet, trained
 from quarflow.density.samples import TableSamples
 from quarflow.files import plain
 from quarflow.flows import QuAR
@@ -245,7 +236,7 @@ class TableFiles(BaseEstimator):
             ("columns", f"{len(self.columns_.names):,}"),
             ("parameters", number(sum(p.numel() for p in self.flow_.parameters()))),
             ("validation", nats(metrics.get("valid_nats"))),
-            *training_facts(metrics),
+            *trained(metrics),
         ]
         shown = [("modelled", ", ".join(map(readable, self.columns_.names)))]
         sentences = ["Every column is standardised.", *self.columns_.describe()]
