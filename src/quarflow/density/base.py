@@ -3,7 +3,8 @@ r"""What densities of all kinds of data answer to: tables, images, and whatever 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -133,7 +134,9 @@ class Scores:
         told: Those sentences.
     """
 
-    def __init__(self, score: Callable[[list[str]], Iterator[Mapping[str, Any]]]) -> None:
+    def __init__(
+        self, score: Callable[[list[str]], Generator[Mapping[str, Any], None, None]]
+    ) -> None:
         self.told: list[str] = []
         self._pieces = score(self.told)
 
@@ -143,8 +146,12 @@ class Scores:
     def write(self, path: Place) -> None:
         """Write all as a table; the file appears whole or not at all."""
         # writing runs beside the scoring; a failure anywhere leaves no file
-        with TableWriter(path) as writer, Behind(writer.write) as out:
-            for columns in self:
+        with (
+            TableWriter(path) as writer,
+            Behind(writer.write) as out,
+            closing(self._pieces) as pieces,
+        ):
+            for columns in pieces:
                 out.put(columns)
 
 

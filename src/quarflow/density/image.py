@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -319,7 +319,7 @@ class ImageDensity:
         """Number, bits per dimension and log-density of each image of a file, folder or set."""
         return Scores(partial(self._scored, path))
 
-    def _scored(self, path: Place, told: list[str]) -> Iterator[Mapping[str, Any]]:
+    def _scored(self, path: Place, told: list[str]) -> Generator[Mapping[str, Any], None, None]:
         found = self.evaluate(path, draws=DRAWS)
         bits = found.bits_per_dim
         numbers = np.arange(1, len(bits) + 1, dtype=np.float64)

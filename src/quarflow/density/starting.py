@@ -183,6 +183,7 @@ def gaussian_flow(flow: QuAR, gaussian: Gaussian) -> QuAR:
         "start": "gaussian",
     }
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # weights without effect, but the same in the same model
         made = QuAR(**arguments)
     _put(made, gaussian)
     made.branches.vanish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -119,7 +119,7 @@ class TableFiles(BaseEstimator):
 
     def _scored(
         self, tables: Iterator[Table], order: list[str] | None, said: list[str]
-    ) -> Iterator[Mapping[str, Any]]:
+    ) -> Generator[Mapping[str, Any], None, None]:
         rows = scored = impossible = 0
         total, start = 0.0, time.perf_counter()
         with Ahead(tables) as ahead:  # reading runs beside the scoring
