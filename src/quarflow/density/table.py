@@ -192,7 +192,8 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
         check_rows(len(rows))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        made = prepare(self, rows, self._names(), given, context_names, seed)
+        asked = self.get_params(deep=False)
+        made = prepare(asked, rows, self._names(), given, context_names, seed)
         notice = dependence(rows, made.columns.columns)
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from quarflow.density.starting import Start, find_start, start_from
 from quarflow.files import plain
 from quarflow.flows import Flow, QuAR
 from quarflow.training import TrainingResult, TrainingSettings
-
-if TYPE_CHECKING:
-    from quarflow.density.table import QuARDensity
 
 __all__ = ["Made", "build_flow", "build_settings", "prepare", "settings_of"]
 
@@ -82,7 +79,7 @@ class Made:
 
 
 def prepare(
-    density: QuARDensity,
+    asked: Mapping[str, Any],
     rows: NDArray[np.float64],
     names: list[str],
     given: NDArray[np.float64] | None,
@@ -92,7 +89,7 @@ def prepare(
     """Fit the preprocessing, hold rows out, choose what is "auto", and make the flow.
 
     Arguments:
-        density: The estimator, for what it was asked.
+        asked: Arguments of the estimator.
         rows, names: The table, (n, D), and its columns.
         given, context_names: The context, (n, C) or None, and its columns.
         seed: Of all random choices.
@@ -100,36 +97,36 @@ def prepare(
     Raises:
         ValueError: for a column that cannot be modelled or an argument out of its range.
     """
-    if not 0 < density.validation_fraction <= 0.5:
+    if not 0 < asked["validation_fraction"] <= 0.5:
         raise ValueError(
             "validation_fraction must be above 0 and at most 0.5, not "
-            f"{density.validation_fraction}."
+            f"{asked['validation_fraction']}."
         )
-    if density.start not in ("auto", "none"):
-        raise ValueError(f"start must be 'auto' or 'none', not {density.start!r}.")
+    if asked["start"] not in ("auto", "none"):
+        raise ValueError(f"start must be 'auto' or 'none', not {asked['start']!r}.")
     columns = Columns.fit(
         rows,
         names,
-        bounds=density.bounds,
-        discrete=density.discrete,
-        tails=density.tails,
+        bounds=asked["bounds"],
+        discrete=asked["discrete"],
+        tails=asked["tails"],
     )
     context_columns = None
     if given is not None:
         context_columns = Columns.fit(
-            given, context_names, discrete="none", tails=density.tails, constant=True
+            given, context_names, discrete="none", tails=asked["tails"], constant=True
         )
-    held_out = min(max(round(density.validation_fraction * len(rows)), 1), MOST_HELD_OUT)
+    held_out = min(max(round(asked["validation_fraction"] * len(rows)), 1), MOST_HELD_OUT)
     order = np.random.default_rng(seed).permutation(len(rows))
     train_rows, valid_rows = (
         TableRows(rows, given, columns, index, context_names)
         for index in (order[held_out:], order[:held_out])
     )
     width = 0 if given is None else given.shape[1]
-    chosen = _chosen(density, choose_defaults(len(train_rows), rows.shape[1], width))
+    chosen = _chosen(asked, choose_defaults(len(train_rows), rows.shape[1], width))
     settings = build_settings(chosen, seed)
     start = None
-    if density.start != "none":
+    if asked["start"] != "none":
         start = find_start(train_rows, valid_rows, columns, context_columns, settings)
     chosen["start"] = "gaussian" if start is not None and start.pays else "none"
     flow = build_flow(chosen, rows.shape[1], width, seed)
@@ -139,13 +136,13 @@ def prepare(
     return Made(columns, context_columns, train_rows, valid_rows, flow, chosen, settings, start)
 
 
-def _chosen(density: QuARDensity, auto: Defaults) -> dict[str, Any]:
+def _chosen(asked: Mapping[str, Any], auto: Defaults) -> dict[str, Any]:
     """The arguments, with what is "auto" taken from the defaults."""
-    values: dict[str, Any] = plain(density.get_params(deep=False))
+    values: dict[str, Any] = plain(asked)
     for name, value in asdict(auto).items():
-        if isinstance(values[name], str) and values[name] == "auto":
+        if values[name] == "auto":
             values[name] = value
-    if density.minutes is not None and density.max_epochs == "auto":
+    if asked["minutes"] is not None and asked["max_epochs"] == "auto":
         values["max_epochs"] = NO_LIMIT  # the time budget is the only limit
 
     return values
