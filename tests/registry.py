@@ -30,10 +30,7 @@ from quarflow.nn import ACTIVATIONS, MADE, Branch, ConvBranch, LipschitzConvNet,
 from quarflow.transforms import (
     Affine,
     AutoregressiveStep,
-    ChannelAffine,
     Composed,
-    ConvQuARStep,
-    ConvResidualStep,
     Flatten,
     Inverse,
     LinearLU,
@@ -357,24 +354,24 @@ def conv_branch(shape=(1, 3, 3), hidden=5, reverse=False, preactivation=True, **
 
 
 def _conv_step(shape, **options):
-    return flat(ConvQuARStep(conv_branch(shape, **options)), shape)
+    return flat(QuARStep(conv_branch(shape, **options)), shape)
 
 
 def _conv_residual(shape, preactivation):
-    net, bound = shaken(LipschitzConvNet(shape, 4, [preactivation])).bind()[0]
+    bound = shaken(LipschitzConvNet(shape, 4, [preactivation])).bind()[0]
 
-    return flat(ConvResidualStep(net, bound, LogDet("exact")), shape)
+    return flat(ResidualStep(bound, LogDet("exact")), shape)
 
 
 def _channel_affine(C):
-    return ChannelAffine(_numbers(C), _numbers(C))
+    return Affine(_numbers(C), _numbers(C), event_dim=3)
 
 
 def _multiscale(shape, factor_out):
     C = shape[0] * (2 if factor_out else 4)
     chains = [
-        [Logit(0.05), ConvQuARStep(conv_branch(shape)), _channel_affine(shape[0])],
-        [ConvQuARStep(conv_branch((C, 1, 2), reverse=True))],
+        [Logit(0.05), QuARStep(conv_branch(shape)), _channel_affine(shape[0])],
+        [QuARStep(conv_branch((C, 1, 2), reverse=True))],
     ]
 
     return Composed([Flatten(shape).inv, MultiScale(shape, chains, factor_out)])

@@ -13,7 +13,7 @@ from quarflow.transforms import (
     ResidualStep,
     SylvesterStep,
 )
-from quarflow.transforms.planar import LEAST_SLOPE, above_minus_one
+from quarflow.transforms.slopes import LEAST_SLOPE, above_minus_one
 from registry import shaken
 
 FLOWS = (Autoregressive, PlanarFlow, RadialFlow, SylvesterFlow)

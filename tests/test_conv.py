@@ -6,12 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as fn
 
-from quarflow.nn import CausalConv2d, ConvBranch, LipschitzConvNet, conv_fused, convolution_bound
-from quarflow.nn.conv import causal_taps, gather_taps, opposite, sum_taps
+from quarflow.nn import (
+    ConvBranch,
+    LipschitzConvNet,
+    TriangularLayer,
+    convolution_bound,
+    value_diagonal,
+)
 from quarflow.nn.conv_paper import dense_kernels
-from quarflow.nn.jets import jet
-from quarflow.nn.panels import Triangular
-from quarflow.transforms import ConvQuARStep
+from quarflow.nn.panels import FeatureMajor
+from quarflow.nn.taps import causal_taps, gather_taps, opposite, sum_taps
+from quarflow.transforms import QuARStep
 from registry import ACTIVATIONS, conv_branch, shaken
 
 SHAPES = [(1, 4, 4), (2, 3, 3), (3, 4, 4), (5, 2, 3)]
@@ -71,7 +76,7 @@ def test_gathering_and_summing_are_transposes_and_make_convolutions(size):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_only_weights_that_exist_are_parameters(reverse):
     C, k_in, k_out = 3, 2, 4
-    layer = CausalConv2d(C, k_in, k_out, [reverse])
+    layer = TriangularLayer(C, k_in, k_out, [reverse], kernel_size=3)
     with torch.no_grad():
         for p in layer.parameters():
             p.fill_(1)
@@ -86,25 +91,27 @@ def test_only_weights_that_exist_are_parameters(reverse):
 
 @pytest.mark.parametrize("C", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_panels_are_the_whole_product(C, reverse):
+@pytest.mark.parametrize("parts", [1, 4])
+def test_panels_are_the_whole_product(C, reverse, parts):
     k_out, k_in = 3, 2
     mask = torch.kron(torch.ones(C, C).tril(), torch.ones(k_out, k_in)).double()
     mask = mask.flip(0, 1) if reverse else mask
     W = torch.randn(C * k_out, C * k_in).double() * mask
     h, g = torch.randn(5, C * k_in).double(), torch.randn(5, C * k_out).double()
-    b, t = torch.randn(C * k_out).double(), Triangular(C, reverse)
-
-    torch.testing.assert_close(t.linear(h, W, b), h @ W.mT + b)
-    torch.testing.assert_close(t.input_gradient(g, W), g @ W)
-    found = t.assemble(t.weight_gradient(g, h), C * k_in)
-    torch.testing.assert_close(found * mask, (g.mT @ h) * mask)
+    h, g, b = h.mT, g.mT, torch.randn(C * k_out, 1).double()
+    for joined in (False, True):
+        t = FeatureMajor(C, reverse, parts, joined)
+        with torch.no_grad():
+            torch.testing.assert_close(t.product(W, h, b), W @ h + b)
+            torch.testing.assert_close(t.transposed(W, g), W.mT @ g)
+            torch.testing.assert_close(t.gradient(g, h) * mask, (g @ h.mT) * mask)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_jets(name):
     phi = ACTIVATIONS[name]
     z = torch.linspace(-8, 8, 101, dtype=torch.float64, requires_grad=True)
-    value, slope, curvature = jet(phi, z)
+    value, slope, curvature = phi.jet(z)
     (expected_slope,) = torch.autograd.grad(phi(z)[0].sum(), z, create_graph=True)
     (expected,) = torch.autograd.grad(phi(z)[1].sum(), z)
 
@@ -212,7 +219,7 @@ def test_all_ways_of_the_pass_agree(shape, monkeypatch):
         made.recompute = way in ("recomputed", "chunks")
         made.implementation = "paper" if way == "paper" else "fused"
         if "chunks" in way:
-            monkeypatch.setattr(conv_fused, "_chunk", lambda hidden, device: 7)
+            monkeypatch.setattr(value_diagonal, "_chunk", lambda hidden, device: 7)
         total = sum((F.sin() + d.exp()).sum() for F, d in (b(x) for b in made.bind()))
         results.append((total, *torch.autograd.grad(total, [x, *made.parameters()])))
         monkeypatch.undo()
@@ -224,10 +231,10 @@ def test_all_ways_of_the_pass_agree(shape, monkeypatch):
 def test_bfloat16_keeps_the_stream_and_the_log_det_in_float32(implementation):
     made = ConvBranch((3, 8, 8), 24, [False], [True], implementation=implementation)
     x = torch.randn(4, 3, 8, 8, requires_grad=True)
-    exact = ConvQuARStep(made.bind()[0]).call_and_ladj(x)
+    exact = QuARStep(made.bind()[0]).call_and_ladj(x)
     gradients = torch.autograd.grad(exact[0].mean() + exact[1].sum(), list(made.parameters()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        step = ConvQuARStep(made.bind()[0])
+        step = QuARStep(made.bind()[0])
         z, ladj = step.call_and_ladj(x)
         d = step.call_and_diagonal(x)[1]
     found = torch.autograd.grad(z.mean() + ladj.sum(), list(made.parameters()))
@@ -243,7 +250,7 @@ def test_bfloat16_keeps_the_stream_and_the_log_det_in_float32(implementation):
 
 
 def test_scores_do_not_depend_on_the_batch():
-    step = ConvQuARStep(shaken(ConvBranch((1, 8, 8), 40, [False], [True])).float().bind()[0])
+    step = QuARStep(shaken(ConvBranch((1, 8, 8), 40, [False], [True])).float().bind()[0])
     x = torch.randn(50, 1, 8, 8)
     at_once = step.call_and_ladj(x)[1]
     one_by_one = torch.stack([step.call_and_ladj(image)[1] for image in x])
@@ -252,7 +259,7 @@ def test_scores_do_not_depend_on_the_batch():
 
 
 def test_the_solver_stops_each_image_on_its_own():
-    step = ConvQuARStep(conv_branch((2, 4, 4), 8))
+    step = QuARStep(conv_branch((2, 4, 4), 8))
     x = torch.randn(6, 2, 4, 4).double() * torch.logspace(-2, 1.5, 6).view(-1, 1, 1, 1)
     z = step(x).detach()
     solution = step.solve(z)
@@ -263,7 +270,7 @@ def test_the_solver_stops_each_image_on_its_own():
     assert len(set(alone)) > 1
     assert (solution.residual <= 2e-13).all()
     for method in ("fixed_point", "gauss_seidel"):
-        other = ConvQuARStep(step.branch, method=method).solve(z)
+        other = QuARStep(step.branch, method=method).solve(z)
         torch.testing.assert_close(other.x, solution.x, rtol=0, atol=1e-10)
 
 
@@ -272,7 +279,7 @@ def test_gauss_seidel_knows_the_reversed_raster_order():
     branch = conv_branch((2, 2, 2), 6, reverse=True, norm="center")
     branch = replace(branch, weights=tuple(3 * w for w in branch.weights))  # harder off-diagonals
     branch = replace(branch, blocks=tuple(0.0 * b for b in branch.blocks))
-    step = ConvQuARStep(branch, method="gauss_seidel")
+    step = QuARStep(branch, method="gauss_seidel")
     x = torch.randn(3, 2, 2, 2, dtype=torch.float64)
 
     torch.testing.assert_close(step.inv(step(x)), x, rtol=1e-8, atol=1e-8)
@@ -338,7 +345,8 @@ def test_residual_networks_are_lipschitz(scale):
     with torch.no_grad():
         for p in made.parameters():
             p.mul_(scale)
-    network, bound = made.bind()[0]
+    branch = made.bind()[0]
+    network, bound = branch.network, branch.bound
     J = network.linearize(torch.randn(8, 32).double())[1]
     dense = J.dense()
     v = torch.randn(8, 32).double()

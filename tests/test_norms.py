@@ -14,7 +14,6 @@ from quarflow.nn import (
     LipschitzMLP,
     spectral_bound,
 )
-from quarflow.nn.conv_branch import CONV_NORMS
 from registry import shaken
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 2), (40, 3), (3, 40), (16, 16), (1, 500), (500, 1), (64, 64)]
@@ -131,7 +130,14 @@ def test_diagonal_never_exceeds_sigma(
         scaled(branch, kind, scale, generator)
         if trick and branch.theta_raw is not None:
             branch.theta_raw.clamp_(-50, 50)
-        for part in branch.bind():
+        try:
+            parts = branch.bind()
+        except ValueError as error:
+            assert "too large" in str(error)  # noqa: PT017
+            assert scale == 1e8
+            assert dtype == torch.float32
+            return
+        for part in parts:
             size = 10 ** (6 * torch.rand(200, 1, generator=generator) - 4)
             x = (size * torch.randn(200, features, generator=generator)).to(dtype)
             F, d = part(x)
@@ -253,7 +259,7 @@ MODULES = {
         f"images, {norm}": lambda norm=norm: ConvBranch(
             (3, 4, 5), 12, [False, True], [True, False], norm=norm
         )
-        for norm in CONV_NORMS
+        for norm in ConvBranch.norms
     },
     "residual": lambda: LipschitzMLP(4, (16, 16), 2),
     "residual images": lambda: LipschitzConvNet((3, 4, 5), 8, [True, False]),

@@ -15,7 +15,7 @@ __all__ = ["plain", "whole", "write_array", "write_json", "write_whole"]
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to; it is moved there at the end, unless that failed.
+    """A path beside ``path`` to write to; it is moved there at the end, unless that failed.
 
     So no half-written file is ever seen, and nothing is left of one that could not be written.
 

@@ -88,7 +88,7 @@ def fail(message: str) -> NoReturn:
 
 
 def on_purpose(error: Exception) -> bool:
-    """Tell whether an error is a message to the user: raised, by name, in a `raise` of ours.
+    """Whether an error is a message to the user: raised, by name, in a `raise` of ours.
 
     A ValueError that numpy or torch throws at our code is a bug, and so are all other kinds.
     """
@@ -131,10 +131,11 @@ def check_output(path: Path, endings: Sequence[str], inputs: Sequence[Path] = ()
 def names_of(text: str | None, option: str) -> list[str] | None:
     """Split `a,b` into names; names with commas in them come as JSON: `["a,b", "c"]`.
 
-    >>> names_of("a, b", "--columns")
-    ['a', 'b']
-    >>> names_of('["a,b"]', "--columns")
-    ['a,b']
+    Example:
+        >>> names_of("a, b", "--columns")
+        ['a', 'b']
+        >>> names_of('["a,b"]', "--columns")
+        ['a,b']
     """
     if text is None:
         return None
@@ -158,7 +159,7 @@ def _distinct(names: list[str], option: str) -> list[str]:
 
 
 def open_model(model: Path) -> Any:
-    """Return the fitted density saved in a folder, of whatever data."""
+    """The fitted density saved in a folder, of whatever data."""
     if model.is_file():
         raise CommandError(
             f"{model} is a file, not the folder of a model; the model comes first, then the data."
@@ -177,7 +178,7 @@ def open_model(model: Path) -> Any:
 
 
 def options_of(density: Any, method: str, **options: Any) -> dict[str, Any]:
-    """Return the options that were given; refuse those that the density's method does not have.
+    """The options that were given; refuse those that the density's method does not have.
 
     What a kind of data has no use for, the methods of its density do not have as arguments.
     """

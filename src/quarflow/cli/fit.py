@@ -201,7 +201,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _settings(kind: Any, assignments: Sequence[str]) -> dict[str, Any]:
-    """Return arguments of a density from `--set key=value`."""
+    """Arguments of a density from `--set key=value`."""
     known = [name for name in kind.setting_names() if name not in OWN_OPTIONS]
     found = {}
     for assignment in assignments:
@@ -223,7 +223,7 @@ def _settings(kind: Any, assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _names(columns: str | None, context: str | None) -> dict[str, list[str] | None]:
-    """Return the columns to model and those of the context, as far as they are given."""
+    """The columns to model and those of the context, as far as they are given."""
     wanted, given = names_of(columns, "--columns"), names_of(context, "--context")
     for name in given or []:
         if name in (wanted or []):

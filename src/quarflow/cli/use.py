@@ -80,7 +80,7 @@ def sample(
 
 
 def _context(names: list[str], text: str | None) -> Any:
-    """Return one row of context (C,) from `name=value,...` or a JSON object."""
+    """One row of context (C,) from `name=value,...` or a JSON object."""
     import numpy as np
 
     if not names:

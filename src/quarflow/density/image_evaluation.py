@@ -15,7 +15,7 @@ from torch import Tensor
 from quarflow.data.images import ImageError, Images
 from quarflow.density.rows import ImageRows
 from quarflow.flows import Flow
-from quarflow.training.rows import seeded
+from quarflow.seeds import seeded
 
 __all__ = ["Evaluation", "evaluate", "summed", "to_bits", "with_bits"]
 

@@ -12,7 +12,7 @@ import torch
 
 from quarflow.data.images import ImageError, Images
 from quarflow.flows import Flow, ImageQuAR, ImageResidualFlow
-from quarflow.nn import CausalConv2d
+from quarflow.nn import TriangularLayer
 from quarflow.training import TrainingSettings
 
 __all__ = ["FLOWS", "hold_out", "make_flow", "more_settings", "parameter_counts"]
@@ -56,9 +56,9 @@ def parameter_counts(flow: Flow) -> dict[str, int]:
     unmasked = sum(p.numel() for p in flow.parameters())
     total = unmasked
     for module in flow.modules():
-        if isinstance(module, CausalConv2d):
+        if isinstance(module, TriangularLayer) and module.taps is not None:
             size = 2 * max(abs(offset) for tap in module.taps[0] for offset in tap) + 1
-            inside, outside = (module.channels * k for k in (module.units_in, module.units_out))
+            inside, outside = (module.features * k for k in (module.units_in, module.units_out))
             total += len(module.reverse) * inside * outside * size * size
             total -= sum(
                 w.numel() for w in (module.off_center, module.off_diagonal, module.diagonal)

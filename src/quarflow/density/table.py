@@ -198,10 +198,11 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)
 
+        model = data_units(made.flow, made.columns, made.context_columns)
         with StopSignals():  # passed on in the end, when all that was reached is kept
             with TrainingProgress(verbose=bool(self.verbose)) as progress:
                 result = train(
-                    data_units(made.flow, made.columns, made.context_columns),
+                    model,
                     made.train_rows,
                     made.valid_rows,
                     made.settings,
@@ -212,7 +213,7 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
                     on_event=progress,
                     begun=begun,
                 )
-                flow, told = fall_back(made.flow, made.start, result)
+                flow, told = fall_back(made.flow, made.start, result, model)
                 if told:
                     progress.say(told)
             self.flow_ = flow.cpu().eval()

@@ -16,10 +16,10 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from quarflow.data.columns import Columns
+from quarflow.data.frames import frame_of
 from quarflow.data.pipeline import Ahead
 from quarflow.data.table_writer import WRITTEN
 from quarflow.data.tables import Table, column_names, iter_table, read_table
-from quarflow.data.values import frame_of
 from quarflow.density.base import RUN, Place, Say, Scores, Section, certified, quiet, trained
 from quarflow.density.samples import TableSamples
 from quarflow.files import plain

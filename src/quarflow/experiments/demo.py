@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quarflow.data.values import frame_of
+from quarflow.data.frames import frame_of
 from quarflow.files import write_json
 
 MARK = ".quarflow-demo"  # says that a folder was written by us and may be written again
@@ -29,7 +29,7 @@ def run_demo(
     minutes: tuple[float, float] = (MINUTES_ALL, MINUTES_GAMMA),
     samples: int = 10_000,
 ) -> dict[str, Any]:
-    """Run everything, write it under `output`, and return the figures (also in figures.json).
+    """Run everything, write it under ``output``, and return the figures (also in figures.json).
 
     Arguments:
         output: A new or empty folder, or that of an earlier demo.
@@ -84,7 +84,7 @@ def run_demo(
 
 
 def summary(figures: dict[str, Any], folder: Path) -> list[str]:
-    """Return the figures as lines to read."""
+    """The figures as lines to read."""
     lead = figures["gaussian_test_nats"] - figures["test_nats"]
     return [
         "",
@@ -124,10 +124,10 @@ def _fit(X: np.ndarray, names: list[str], seed: int, minutes: float) -> Any:
 
 
 def _fit_figures(estimator: Any, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
-    """Return held-out nats of the flow and of a Gaussian fitted to the same rows."""
+    """Held-out nats of the flow and of a Gaussian fitted to the same rows."""
     from quarflow.report.calibration import gaussian_nats
 
-    scores = estimator.score_samples(frame_of(list(estimator.columns_.names), test))
+    scores = estimator.score_samples(frame_of(estimator.columns_.names, test))
     return {
         "train_rows": len(train),
         "test_rows": len(test),
@@ -143,7 +143,7 @@ def _fit_figures(estimator: Any, train: np.ndarray, test: np.ndarray) -> dict[st
 
 
 def _find_hadrons(gammas: Any, magic: Any, test: np.ndarray) -> float:
-    """Return the ROC AUC of hadron against gamma, the density of gammas alone as the score."""
+    """The ROC AUC of hadron against gamma, the density of gammas alone as the score."""
     from sklearn.metrics import roc_auc_score
 
     scores = gammas.score_samples(frame_of(magic.names, magic.X[test]))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from quarflow.flows.actnorm import ActNorms
 from quarflow.flows.bases import base as make_base
 from quarflow.flows.checks import check_sizes
 from quarflow.flows.flow import Flow
-from quarflow.flows.linear import ActNorms
 from quarflow.nn import MADE
 from quarflow.transforms import AutoregressiveStep, Transform
 
@@ -49,6 +48,7 @@ class Autoregressive(Flow):
         ValueError: if an argument is out of its range.
 
     Example:
+        >>> import torch
         >>> flow = Autoregressive(3, context=2, transforms=4, hidden_features=(32, 32))
         >>> x, c = torch.randn(10, 3), torch.randn(10, 2)
         >>> flow(c).log_prob(x).shape
@@ -79,18 +79,6 @@ class Autoregressive(Flow):
         if method not in ("sequential", "newton"):
             raise ValueError(f"method must be 'sequential' or 'newton', not {method!r}.")
         self.inverse, self.limit, self.method = inverse, limit, method
-        self.arguments = {
-            "features": features,
-            "context": context,
-            "transforms": transforms,
-            "hidden_features": list(hidden_features),
-            "inverse": inverse,
-            "order": order,
-            "activation": activation,
-            "limit": limit,
-            "method": method,
-            "base": base,
-        }
         self.reverse = tuple(order == "alternate" and t % 2 == 1 for t in range(transforms))
         self.networks = MADE(
             features, hidden_features, self.reverse, context=context, activation=activation
@@ -107,13 +95,6 @@ class Autoregressive(Flow):
             chain += [step.inv if self.inverse else step, affines[t + 1]]
 
         return chain
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
-        """Set every affine map so that its output is standardised on x; only the first time."""
-        self._check_context(c)
-
-        return self.actnorms.initialize(self.transforms(c), x)
 
     def extra_repr(self) -> str:
         """Options, for printing."""

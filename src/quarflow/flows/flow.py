@@ -2,15 +2,19 @@ r"""A flow: parameters which, given a context, become a distribution made of pur
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any, ClassVar
 
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from quarflow.flows.actnorm import ActNorms, standardise
 from quarflow.flows.bases import SCALAR, Base
+from quarflow.flows.certificate import StepCertificate, certify
 from quarflow.solvers import InversionError
 from quarflow.transforms import Composed, Transform
 
@@ -30,19 +34,37 @@ class FlowDistribution(Distribution):
         transform: f, from data to noise.
         base: Distribution of z.
         context_shape: Batch shape of the context bound in f.
+        event_shape: Of x; that of z by default.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.real, 1)
     has_rsample = True
 
-    def __init__(self, transform: Transform, base: Base, context_shape: Size = SCALAR) -> None:
-        super().__init__(context_shape, base.event_shape, validate_args=False)
+    def __init__(
+        self,
+        transform: Transform,
+        base: Base,
+        context_shape: Size = SCALAR,
+        event_shape: Size | None = None,
+    ) -> None:
+        super().__init__(context_shape, event_shape or base.event_shape, validate_args=False)
         self.transform, self.base = transform, base
+
+    def check(self, value: Tensor) -> None:
+        """Refuse values of the wrong shape.
+
+        Raises:
+            ValueError: if they are none that the distribution has a density at.
+        """
+        if value.dim() == 0 or value.shape[-1:] != self.event_shape:
+            raise ValueError(
+                f"Values must have shape (*, {self.event_shape[0]}), not {tuple(value.shape)}."
+            )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Exact log-density, in nats, shape (*) for values of shape (*, D)."""
-        _check_features(value, self.event_shape[0])
+        self.check(value)
         z, ladj = self.transform.call_and_ladj(value)
 
         return self.base.log_prob(z) + ladj
@@ -110,6 +132,23 @@ class Flow(nn.Module, ABC):
     arguments: dict[str, Any]
     base: nn.Module
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        make, signature = cls.__init__, inspect.signature(cls)
+
+        @wraps(make)
+        def recording(self: Flow, *args: Any, **kwargs: Any) -> None:
+            make(self, *args, **kwargs)
+            if type(self) is cls:
+                given = signature.bind(*args, **kwargs)
+                given.apply_defaults()
+                self.arguments = {
+                    name: list(value) if isinstance(value, (list, tuple)) else value
+                    for name, value in given.arguments.items()
+                }
+
+        cls.__init__ = recording  # type: ignore[method-assign]
+
     def __init__(self, features: int, context: int = 0) -> None:
         super().__init__()
         self.features, self.context = features, context
@@ -137,8 +176,48 @@ class Flow(nn.Module, ABC):
         return Composed(self.transforms(c), exact=True)
 
     def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
-        """Data-dependent initialisation, done once; returns whether anything was done."""
-        return False
+        """Set every affine map so that its output is standardised on x; only the first time.
+
+        Arguments:
+            x: Data, shape (*, D).
+            c: Context, shape (*, C).
+
+        Returns:
+            Whether anything was done: not on a flow that has been initialised or loaded.
+
+        Raises:
+            ValueError: if x is not finite.
+        """
+        self._check_context(c)
+        norms = self._actnorms()
+
+        return bool(norms) and standardise(self.transform(c), norms, x, norms[0].initialized)
+
+    def certificate(
+        self, x: Tensor | None = None, c: Tensor | None = None
+    ) -> list[StepCertificate]:
+        """The certified bound on abs(d), or Lip(F), of every step, and the largest on given data.
+
+        Arguments:
+            x: Data, as ``log_prob`` takes it, or None.
+            c: Context, shape (*, C).
+
+        Returns:
+            One for each step x + F(x); none for flows without such steps.
+        """
+        if c is None and x is None and self.context:
+            c = next(self.parameters()).new_zeros(self.context)
+        self._check_context(c)
+
+        return certify(self.transform(c), self.largest_slope, x)
+
+    @property
+    def largest_slope(self) -> float:
+        """What the flow allows abs(d), or Lip(F), of a step to be at most."""
+        return float("inf")
+
+    def _actnorms(self) -> list[ActNorms]:
+        return [module for module in self.modules() if isinstance(module, ActNorms)]
 
     def _check_context(self, c: Tensor | None) -> None:
         if c is None and self.context:
@@ -152,8 +231,3 @@ class Flow(nn.Module, ABC):
             raise ValueError(
                 f"The context must have shape (*, {self.context}), not {tuple(c.shape)}."
             )
-
-
-def _check_features(x: Tensor, features: int) -> None:
-    if x.dim() == 0 or x.shape[-1] != features:
-        raise ValueError(f"Values must have shape (*, {features}), not {tuple(x.shape)}.")

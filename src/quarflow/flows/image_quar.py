@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quarflow.flows.images import ImageFlow
-from quarflow.flows.quar import ORDERS, StepCertificate
+from quarflow.flows.quar import ORDERS
 from quarflow.nn import ConvBranch
-from quarflow.transforms import ConvQuARStep, Transform
+from quarflow.transforms import QuARStep, Transform
 
 __all__ = ["ImageQuAR"]
 
@@ -51,6 +50,7 @@ class ImageQuAR(ImageFlow):
         ValueError: if an argument is out of its range.
 
     Example:
+        >>> import torch
         >>> flow = ImageQuAR((1, 8, 8), scales=2, blocks=2, hidden_channels=8)
         >>> flow.bits_per_dim(torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)).shape
         torch.Size([5])
@@ -81,24 +81,6 @@ class ImageQuAR(ImageFlow):
         super().__init__(shape, scales, blocks, factor_out, alpha, base, levels)
         if order not in ORDERS:
             raise ValueError(f"order must be one of {ORDERS}, not {order!r}.")
-        self.arguments = {
-            "shape": list(shape),
-            "scales": scales,
-            "blocks": blocks,
-            "hidden_channels": hidden_channels,
-            "norm": norm,
-            "order": order,
-            "activation": activation,
-            "sigma": sigma,
-            "factor_out": factor_out,
-            "alpha": alpha,
-            "first_preactivation": first_preactivation,
-            "base": base,
-            "levels": levels,
-            "trick": trick,
-            "recompute": recompute,
-            "implementation": implementation,
-        }
         reverse = [order == "alternate" and t % 2 == 1 for t in range(blocks)]
         self.branches = nn.ModuleList(
             ConvBranch(
@@ -121,33 +103,9 @@ class ImageQuAR(ImageFlow):
         branch = self.branches[scale]
         assert isinstance(branch, ConvBranch)
 
-        return [ConvQuARStep(bound) for bound in branch.bind()]
+        return [QuARStep(bound) for bound in branch.bind()]
 
-    @torch.no_grad()
-    def certificate(self, x: Tensor | None = None) -> list[StepCertificate]:
-        """The certified bound on abs(d) of every step, and the largest abs(d) on given images.
-
-        Arguments:
-            x: Images in [0, 1], shape (*, C, H, W), or None.
-
-        Example:
-            >>> flow = ImageQuAR((1, 4, 4), scales=1, blocks=2, hidden_channels=4)
-            >>> all(s.bound <= s.sigma for s in flow.certificate())
-            True
-        """
-        found: list[StepCertificate] = []
-
-        def measure(step: ConvQuARStep, x: Tensor | None) -> None:
-            d = None if x is None else step.call_and_diagonal(x)[1]
-            found.append(
-                StepCertificate(
-                    step=len(found),
-                    sigma=self.arguments["sigma"],
-                    bound=float(step.branch.bound.max()),
-                    measured=None if d is None else float(d.abs().max()),
-                )
-            )
-
-        self.visit(measure, x)
-
-        return found
+    @property
+    def largest_slope(self) -> float:
+        """sigma: what abs(d) is at most."""
+        return float(self.arguments["sigma"])

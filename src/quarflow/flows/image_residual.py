@@ -8,55 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from quarflow.flows.bases import SCALAR
+from quarflow.flows.estimated import Estimated
 from quarflow.flows.images import ImageDistribution, ImageFlow
-from quarflow.flows.quar import StepCertificate
 from quarflow.nn import LipschitzConvNet
-from quarflow.transforms import ConvResidualStep, LogDet, MultiScale, Transform
+from quarflow.transforms import LogDet, ResidualStep, Transform
 
 __all__ = ["ImageResidualDistribution", "ImageResidualFlow"]
 
 
-class ImageResidualDistribution(ImageDistribution):
+class ImageResidualDistribution(Estimated, ImageDistribution):
     r"""The distribution of a residual flow over images, whose log-density is an estimate."""
-
-    transform: MultiScale
-
-    def log_prob(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Log-density in nats, shape (*): an *estimate*, unless ``logdet="exact"``.
-
-        Arguments:
-            value: Images in [0, 1], shape (*, C, H, W).
-            generator: Of the probes and the roulette; the global one by default.
-        """
-        if generator is None:
-            return super().log_prob(value)
-
-        return ImageDistribution(self._with(generator), self.base, self.event_shape).log_prob(
-            value
-        )
-
-    def log_prob_and_error(
-        self, value: Tensor, probes: int = 16, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mean of repeated estimates of the log-density and its standard error, both (*).
-
-        Raises:
-            ValueError: if there are fewer than 2 probes.
-        """
-        if probes < 2:
-            raise ValueError(f"probes must be at least 2 for a standard error, not {probes}.")
-        estimates = torch.stack([self.log_prob(value, generator) for _ in range(probes)])
-
-        return estimates.mean(0), estimates.std(0) / probes**0.5
-
-    def _with(self, generator: torch.Generator) -> MultiScale:
-        chains = [
-            [t.with_generator(generator) if isinstance(t, ConvResidualStep) else t for t in chain]
-            for chain in self.transform.chains
-        ]
-
-        return MultiScale(self.transform.shape, chains, self.transform.factor_out)
 
 
 class ImageResidualFlow(ImageFlow):
@@ -100,6 +61,8 @@ class ImageResidualFlow(ImageFlow):
         torch.Size([5])
     """
 
+    distribution = ImageResidualDistribution
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -123,27 +86,6 @@ class ImageResidualFlow(ImageFlow):
         levels: int = 256,
     ) -> None:
         super().__init__(shape, scales, blocks, factor_out, alpha, base, levels)
-        self.arguments = {
-            "shape": list(shape),
-            "scales": scales,
-            "blocks": blocks,
-            "hidden_channels": hidden_channels,
-            "activation": activation,
-            "coeff": coeff,
-            "logdet": logdet,
-            "train_terms": train_terms,
-            "eval_terms": eval_terms,
-            "distribution": distribution,
-            "rate": rate,
-            "probe": probe,
-            "neumann_gradient": neumann_gradient,
-            "memory_saving": memory_saving,
-            "factor_out": factor_out,
-            "alpha": alpha,
-            "first_preactivation": first_preactivation,
-            "base": base,
-            "levels": levels,
-        }
         self._logdets = {
             training: LogDet(
                 logdet, terms, distribution, rate, probe, neumann_gradient, memory_saving
@@ -171,18 +113,7 @@ class ImageResidualFlow(ImageFlow):
         branch = self.branches[scale]
         assert isinstance(branch, LipschitzConvNet)
 
-        return [ConvResidualStep(*bound, self.logdet) for bound in branch.bind()]
-
-    def forward(self, c: Tensor | None = None) -> ImageResidualDistribution:
-        """The distribution of images in [0, 1], shape (C, H, W).
-
-        Raises:
-            ValueError: if a context is given.
-        """
-        self._check_context(c)
-        transform = MultiScale(self.shape, self.chains(), self.factor_out)
-
-        return ImageResidualDistribution(transform, self.base(SCALAR), self.shape)
+        return [ResidualStep(bound, self.logdet) for bound in branch.bind()]
 
     def estimate(self, p: Any, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Log-density with probes and roulette from a generator."""
@@ -190,27 +121,7 @@ class ImageResidualFlow(ImageFlow):
 
         return found
 
-    @torch.no_grad()
-    def certificate(self, x: Tensor | None = None) -> list[StepCertificate]:
-        """The certified bound on Lip(F) of every step, and the largest norm found on images.
-
-        Its ``sigma`` is what ``coeff`` and the three layers allow.
-
-        Arguments:
-            x: Images in [0, 1], shape (*, C, H, W), or None.
-        """
-        found: list[StepCertificate] = []
-
-        def measure(step: ConvResidualStep, x: Tensor | None) -> None:
-            found.append(
-                StepCertificate(
-                    step=len(found),
-                    sigma=self.arguments["coeff"] ** 3,
-                    bound=float(step.bound),
-                    measured=None if x is None else step.largest_norm(x),
-                )
-            )
-
-        self.visit(measure, x)
-
-        return found
+    @property
+    def largest_slope(self) -> float:
+        """What ``coeff`` and the three layers allow Lip(F) to be."""
+        return float(self.arguments["coeff"] ** 3)

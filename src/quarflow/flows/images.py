@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
+from quarflow.flows.actnorm import ActNorms, standardise
 from quarflow.flows.bases import SCALAR, Base
 from quarflow.flows.bases import base as make_base
 from quarflow.flows.flow import Flow, FlowDistribution
-from quarflow.solvers import Solution
 from quarflow.transforms import (
-    ChannelAffine,
     Logit,
     MultiScale,
     Transform,
@@ -24,7 +23,7 @@ from quarflow.transforms import (
     quantise,
 )
 
-__all__ = ["ChannelActNorms", "ImageDistribution", "ImageFlow", "scale_shapes"]
+__all__ = ["ImageDistribution", "ImageFlow", "scale_shapes"]
 
 
 def scale_shapes(
@@ -60,11 +59,10 @@ class ImageDistribution(FlowDistribution):
     support = constraints.independent(constraints.unit_interval, 3)
 
     def __init__(self, transform: Transform, base: Base, shape: Sequence[int]) -> None:
-        Distribution.__init__(self, SCALAR, Size(shape), validate_args=False)
-        self.transform, self.base = transform, base
+        super().__init__(transform, base, event_shape=Size(shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Exact log-density, in nats, shape (*) for images in [0, 1] of shape (*, C, H, W)."""
+    def check(self, value: Tensor) -> None:
+        """Refuse what are not images in [0, 1] of shape (*, C, H, W), floating-point numbers."""
         if not value.is_floating_point():
             raise ValueError(
                 f"log_prob takes images in [0, 1] as floating-point numbers, not {value.dtype}: "
@@ -75,9 +73,6 @@ class ImageDistribution(FlowDistribution):
                 f"Images must have shape (*, {', '.join(map(str, self.event_shape))}), not "
                 f"{tuple(value.shape)}."
             )
-        z, ladj = self.transform.call_and_ladj(value)
-
-        return self.base.log_prob(z) + ladj
 
     def sample(
         self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
@@ -89,41 +84,6 @@ class ImageDistribution(FlowDistribution):
         x = super().sample(sample_shape, generator)
 
         return x.clamp(0, 1 - torch.finfo(x.dtype).eps / 2)
-
-
-class ChannelActNorms(nn.Module):
-    r"""One affine map per channel (ActNorm) after each step of a scale, shape (T, C).
-
-    Reference:
-        | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018)
-        | https://arxiv.org/abs/1807.03039
-    """
-
-    def __init__(self, steps: int, channels: int) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(steps, channels))
-        self.log_scale = nn.Parameter(torch.zeros(steps, channels))
-
-    def forward(self) -> list[ChannelAffine]:
-        """The T affine maps."""
-        return [
-            ChannelAffine(*step)
-            for step in zip(self.shift.unbind(), self.log_scale.unbind(), strict=True)
-        ]
-
-    @torch.no_grad()
-    def normalize(self, step: int, x: Tensor) -> ChannelAffine:
-        """Set one of the maps so that it standardises the channels of x, (N, C, H, W)."""
-        std, mean = torch.std_mean(x, (0, 2, 3), correction=0)
-        log_scale = -(std + 1e-6).log()
-        self.log_scale[step] = log_scale
-        self.shift[step] = -mean * log_scale.exp()
-
-        return self()[step]
-
-    def extra_repr(self) -> str:
-        """Shapes, for printing."""
-        return f"channels={self.shift.shape[1]}, steps={len(self.shift)}"
 
 
 class ImageFlow(Flow):
@@ -145,6 +105,7 @@ class ImageFlow(Flow):
     """
 
     initialized: Tensor
+    distribution: ClassVar[type[ImageDistribution]] = ImageDistribution
 
     def __init__(
         self,
@@ -168,7 +129,8 @@ class ImageFlow(Flow):
         self.alpha, self.levels = alpha, levels
         # The affine map before a scale's first step is the one after the last scale's last.
         self.actnorms = nn.ModuleList(
-            ChannelActNorms(blocks + (s == 0), C) for s, (C, _, _) in enumerate(self.shapes)
+            ActNorms(blocks + (s == 0), C, 3, flagged=False)
+            for s, (C, _, _) in enumerate(self.shapes)
         )
         self.base = make_base(base, self.features)
         self.register_buffer("initialized", torch.tensor(False))
@@ -202,7 +164,7 @@ class ImageFlow(Flow):
         """
         self._check_context(c)
 
-        return ImageDistribution(self.transforms(c)[0], self.base(SCALAR), self.shape)
+        return self.distribution(self.transforms(c)[0], self.base(SCALAR), self.shape)
 
     def dequantise(
         self, x: Tensor, generator: torch.Generator | None = None, levels: int | None = None
@@ -285,14 +247,9 @@ class ImageFlow(Flow):
         p = self()
         images, evaluations = [], []
         for z in p.base.sample((n,), generator).split(batch):
-            counts: list[Tensor] = []
-            chains = [
-                [_Counted(t, counts) if hasattr(t, "solve") else t for t in chain]
-                for chain in self.chains()
-            ]
-            x = MultiScale(self.shape, chains, self.factor_out)._inverse(z)
+            x, solutions = p.transform.invert(z)
             images.append(quantise(x, self.levels))
-            evaluations.append(torch.stack(counts[::-1]))
+            evaluations.append(torch.stack([s.iterations for s in solutions]))
 
         return torch.cat(images), torch.cat(evaluations, 1)
 
@@ -321,30 +278,8 @@ class ImageFlow(Flow):
                 "The images to initialise on hold NaN or infinite values, or pixels outside of "
                 "[0, 1]."
             )
-        norms = self._actnorms()
-        at = [0] * len(norms)
-        chains: list[list[Transform]] = []
-        for scale, chain in enumerate(self.chains()):
-            chains.append([_First(t, norms[scale], at, scale) for t in chain])
-        MultiScale(self.shape, chains, self.factor_out)._call(x)
-        self.initialized.fill_(True)
 
-        return True
-
-    def visit(self, look: Callable[[Any, Tensor | None], None], x: Tensor | None) -> None:
-        """Show each residual step, and what it gets from the images x in [0, 1]."""
-        chains = self.chains()
-        if x is None:
-            for transform in (t for chain in chains for t in chain if hasattr(t, "solve")):
-                look(transform, None)
-            return
-        watched: list[list[Transform]] = [
-            [_Watched(t, look) if hasattr(t, "solve") else t for t in chain] for chain in chains
-        ]
-        MultiScale(self.shape, watched, self.factor_out)._call(x)
-
-    def _actnorms(self) -> list[ChannelActNorms]:
-        return [norms for norms in self.actnorms if isinstance(norms, ChannelActNorms)]
+        return standardise(self.transform(None), self._actnorms(), x, self.initialized)
 
     def _parameter(self) -> Tensor:
         return self._actnorms()[0].shift
@@ -352,49 +287,3 @@ class ImageFlow(Flow):
     def extra_repr(self) -> str:
         """Options, for printing."""
         return f"shape={self.shape}, scales={len(self.shapes)}, factor_out={self.factor_out}"
-
-
-class _Counted(Transform):
-    """A step whose inverse notes how many evaluations it took."""
-
-    def __init__(self, step: Any, counts: list[Tensor]) -> None:
-        super().__init__()
-        self.step, self.counts = step, counts
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        solution: Solution = self.step.solve(y)
-        self.counts.append(solution.iterations)
-        x: Tensor = self.step.solved(solution, y)
-
-        return x
-
-
-class _Watched(Transform):
-    """A step that shows itself and its argument on the way."""
-
-    def __init__(self, step: Transform, look: Callable[[Any, Tensor | None], None]) -> None:
-        super().__init__()
-        self.step, self.look = step, look
-
-    def _call(self, x: Tensor) -> Tensor:
-        self.look(self.step, x)
-
-        return self.step._call(x)
-
-
-class _First(Transform):
-    """A transform on its first pass: affine maps are set to standardise what comes."""
-
-    def __init__(
-        self, transform: Transform, norms: ChannelActNorms, at: list[int], scale: int
-    ) -> None:
-        super().__init__()
-        self.transform, self.norms, self.at, self.scale = transform, norms, at, scale
-
-    def _call(self, x: Tensor) -> Tensor:
-        transform = self.transform
-        if isinstance(transform, ChannelAffine):
-            transform = self.norms.normalize(self.at[self.scale], x)
-            self.at[self.scale] += 1
-
-        return transform._call(x)

@@ -1,88 +1,14 @@
-r"""Stacks of elementwise affine maps and linear mixes, with their parameters."""
+r"""Stacks of linear mixes, with their parameters."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from quarflow.nn.derived import Derived
-from quarflow.transforms import Affine, LinearLU, LinearTriangular, Transform
+from quarflow.transforms import LinearLU, LinearTriangular
 
-__all__ = ["ActNorms", "GaussianStart", "LinearMixes"]
-
-
-class ActNorms(nn.Module):
-    r"""Elementwise affine maps of a flow (ActNorm), shape (T, D).
-
-    They start as identities; :meth:`quarflow.flows.Flow.initialize` sets them from data, once,
-    and ``initialized`` is saved with the parameters.
-
-    Reference:
-        | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018)
-        | https://arxiv.org/abs/1807.03039
-    """
-
-    initialized: Tensor
-
-    def __init__(self, steps: int, features: int) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(steps, features))
-        self.log_scale = nn.Parameter(torch.zeros(steps, features))
-        self.register_buffer("initialized", torch.tensor(False))
-
-    def forward(self) -> list[Affine]:
-        """The T affine maps."""
-        parts = (self.shift, self.log_scale, self.log_scale.exp())
-
-        return [Affine(*step) for step in zip(*(p.unbind() for p in parts), strict=True)]
-
-    def stacked(self) -> tuple[Tensor, Tensor]:
-        """Shift and log-scale of all of them, as views, shapes (T, D)."""
-        return self.shift.view_as(self.shift), self.log_scale.view_as(self.log_scale)
-
-    @torch.no_grad()
-    def normalize(self, step: int, x: Tensor) -> None:
-        """Set one of the maps so that it standardises x, shape (*, D)."""
-        x = x.reshape(-1, x.shape[-1])
-        std = x.std(0, correction=0) if len(x) > 1 else torch.ones_like(x[0])
-        log_scale = -(std + 1e-6).log()
-        self.log_scale[step] = log_scale
-        self.shift[step] = -x.mean(0) * log_scale.exp()
-
-    @torch.no_grad()
-    def initialize(self, chain: Sequence[Transform], x: Tensor) -> bool:
-        """Standardise the output of every affine map on x; only the first time.
-
-        Arguments:
-            chain: The transforms of the flow; its affine maps are these, in their order.
-            x: Data, shape (*, D).
-
-        Returns:
-            Whether anything was done: not on a flow that has been initialised or loaded.
-
-        Raises:
-            ValueError: if x is not finite.
-        """
-        if self.initialized:
-            return False
-        if not x.isfinite().all():
-            raise ValueError("The data to initialise on hold NaN or infinite values.")
-        step = 0
-        for transform in chain:
-            if isinstance(transform, Affine):
-                self.normalize(step, x)
-                transform = self()[step]
-                step += 1
-            x = transform(x)
-        self.initialized.fill_(True)
-
-        return True
-
-    def extra_repr(self) -> str:
-        """Shapes, for printing."""
-        return f"features={self.shift.shape[1]}, steps={len(self.shift)}"
+__all__ = ["GaussianStart", "LinearMixes"]
 
 
 class LinearMixes(Derived):

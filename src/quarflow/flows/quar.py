@@ -3,19 +3,19 @@ r"""QuAR flows over vectors."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from quarflow.flows.actnorm import ActNorms
 from quarflow.flows.bases import base as make_base
 from quarflow.flows.flow import Flow
-from quarflow.flows.linear import ActNorms, GaussianStart, LinearMixes
+from quarflow.flows.linear import GaussianStart, LinearMixes
 from quarflow.nn import Branch
 from quarflow.transforms import Composed, QuARChain, QuARStep, Transform
 
-__all__ = ["QuAR", "StepCertificate"]
+__all__ = ["QuAR"]
 
 ORDERS = ("alternate", "fixed")
 MIXES = ("none", "lu")
@@ -51,23 +51,6 @@ def sharpness(x: Tensor) -> Tensor:
     tiny = torch.finfo(x.dtype).eps * (1 + std)
 
     return torch.where(std > tiny, held / N * std / (0.399 * shortest.clamp_min(tiny)), 1.0)
-
-
-@dataclass(frozen=True)
-class StepCertificate:
-    """What is certain about one step: abs(d) <= bound <= sigma < 1.
-
-    Attributes:
-        step: Number of the step, from 0.
-        sigma: The bound set at construction.
-        bound: The certified bound for the present weights, at most sigma.
-        measured: Largest abs(d) seen on the given data, None without data.
-    """
-
-    step: int
-    sigma: float
-    bound: float
-    measured: float | None
 
 
 class QuAR(Flow):
@@ -133,20 +116,6 @@ class QuAR(Flow):
             raise ValueError(f"start must be one of {STARTS}, not {start!r}.")
 
         self.order, self.mix = order, mix
-        self.arguments = {
-            "features": features,
-            "context": context,
-            "transforms": transforms,
-            "hidden_features": list(hidden_features),
-            "norm": norm,
-            "order": order,
-            "activation": activation,
-            "sigma": sigma,
-            "mix": mix,
-            "base": base,
-            "trick": trick,
-            "start": start,
-        }
         reverse = [order == "alternate" and t % 2 == 1 for t in range(transforms)]
         self.branches = Branch(
             features, hidden_features, reverse, context, activation, norm, sigma, trick
@@ -217,40 +186,12 @@ class QuAR(Flow):
             peak = sharpness(x.reshape(-1, self.features))
             self.branches.sharpen(torch.where(peak >= SPIKY, peak.clamp(max=MAX_SHARPNESS), 1.0))
 
-        return self.actnorms.initialize(self.transforms(c), x)
+        return super().initialize(x, c)
 
-    @torch.no_grad()
-    def certificate(
-        self, x: Tensor | None = None, c: Tensor | None = None
-    ) -> list[StepCertificate]:
-        """The certified bound on abs(d) of every step, and the largest abs(d) on given data.
-
-        Arguments:
-            x: Data, shape (*, D), or None.
-            c: Context, shape (*, C).
-
-        Example:
-            >>> all(s.bound <= s.sigma for s in QuAR(2).certificate())
-            True
-        """
-        if c is None and x is None and self.context:
-            c = next(self.parameters()).new_zeros(self.context)
-        self._check_context(c)
-        found: list[StepCertificate] = []
-        for transform in self.transforms(c):
-            if isinstance(transform, QuARStep):
-                d = None if x is None else transform.call_and_diagonal(x)[1]
-                found.append(
-                    StepCertificate(
-                        step=len(found),
-                        sigma=self.branches.sigma,
-                        bound=float(transform.branch.bound.max()),
-                        measured=None if d is None else float(d.abs().max()),
-                    )
-                )
-            x = None if x is None else transform.call_and_ladj(x)[0]
-
-        return found
+    @property
+    def largest_slope(self) -> float:
+        """sigma: what abs(d) is at most."""
+        return self.branches.sigma
 
     def extra_repr(self) -> str:
         """Options, for printing."""

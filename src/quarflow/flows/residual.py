@@ -5,80 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from quarflow.flows.actnorm import ActNorms
 from quarflow.flows.bases import SCALAR
 from quarflow.flows.bases import base as make_base
 from quarflow.flows.checks import check_sizes
-from quarflow.flows.flow import Flow, FlowDistribution
-from quarflow.flows.linear import ActNorms
-from quarflow.flows.quar import StepCertificate
+from quarflow.flows.estimated import Estimated
+from quarflow.flows.flow import Flow
 from quarflow.nn import LipschitzMLP
 from quarflow.transforms import Composed, LogDet, ResidualStep, Transform
 
 __all__ = ["ResidualFlow", "ResidualFlowDistribution"]
 
 
-class ResidualFlowDistribution(FlowDistribution):
+class ResidualFlowDistribution(Estimated):
     r"""The distribution of a residual flow, whose log-density is mostly an estimate.
+
+    Each call draws new probes. The standard error of one call is about
+
+    .. math:: \sqrt{\textstyle\sum_\text{steps} 2 \, \| \log(I + J)_\text{symmetric} \|_F^2}
+
+    for Gaussian probes, plus what the roulette adds: 1.8 nats for eight steps trained on eight
+    Gaussians. ``probe="rademacher"`` drops the diagonal from the sum, which is much of it in
+    few dimensions. It does not shrink with the number of terms, only with repeated calls:
+    :meth:`log_prob_and_error` averages them and says what is left. With
+    ``logdet="truncated"`` there is a bias on top, which no averaging removes; with
+    ``logdet="exact"`` there is no error and no random number.
+
+    The estimate of the log-density is unbiased; its exponential, as a density, is not.
 
     See :class:`ResidualFlow`.
     """
-
-    transform: Composed
-
-    def log_prob(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        r"""Log-density, in nats, shape (*): an *estimate*, unless ``logdet="exact"``.
-
-        Each call draws new probes. The standard error of one call is about
-
-        .. math:: \sqrt{\textstyle\sum_\text{steps} 2 \, \| \log(I + J)_\text{symmetric} \|_F^2}
-
-        for Gaussian probes, plus what the roulette adds: 1.8 nats for eight steps trained on eight
-        Gaussians. ``probe="rademacher"`` drops the diagonal from the sum, which is much of it in
-        few dimensions. It does not shrink with the number of terms, only with repeated calls:
-        :meth:`log_prob_and_error` averages them and says what is left. With
-        ``logdet="truncated"`` there is a bias on top, which no averaging removes; with
-        ``logdet="exact"`` there is no error and no random number.
-
-        The estimate of the log-density is unbiased; its exponential, as a density, is not.
-
-        Arguments:
-            value: Shape (*, D).
-            generator: Of the probes and the roulette; the global one by default.
-        """
-        if generator is None:
-            return super().log_prob(value)
-
-        return FlowDistribution(self._with(generator), self.base, self.batch_shape).log_prob(value)
-
-    def log_prob_and_error(
-        self, value: Tensor, probes: int = 16, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mean of repeated estimates of the log-density and its standard error, both (*).
-
-        Arguments:
-            value: Shape (*, D).
-            probes: Number of estimates, at least 2.
-            generator: Of the probes and the roulette; the global one by default.
-
-        Raises:
-            ValueError: if there are fewer than 2 probes.
-        """
-        if probes < 2:
-            raise ValueError(f"probes must be at least 2 for a standard error, not {probes}.")
-        estimates = torch.stack([self.log_prob(value, generator) for _ in range(probes)])
-
-        return estimates.mean(0), estimates.std(0) / probes**0.5
-
-    def _with(self, generator: torch.Generator) -> Composed:
-        return Composed(
-            [
-                t.with_generator(generator) if isinstance(t, ResidualStep) else t
-                for t in self.transform.transforms
-            ]
-        )
 
 
 class ResidualFlow(Flow):
@@ -117,6 +75,7 @@ class ResidualFlow(Flow):
         ValueError: if an argument is out of its range.
 
     Example:
+        >>> import torch
         >>> flow = ResidualFlow(2, transforms=4, hidden_features=(16,), logdet="exact")
         >>> flow().log_prob(torch.zeros(10, 2)).shape
         torch.Size([10])
@@ -144,23 +103,6 @@ class ResidualFlow(Flow):
     ) -> None:
         super().__init__(features, context)
         check_sizes(features, context, transforms, hidden_features)
-        self.arguments = {
-            "features": features,
-            "context": context,
-            "transforms": transforms,
-            "hidden_features": list(hidden_features),
-            "activation": activation,
-            "coeff": coeff,
-            "logdet": logdet,
-            "train_terms": train_terms,
-            "eval_terms": eval_terms,
-            "distribution": distribution,
-            "rate": rate,
-            "probe": probe,
-            "neumann_gradient": neumann_gradient,
-            "memory_saving": memory_saving,
-            "base": base,
-        }
         self._logdets = {
             training: LogDet(
                 logdet, terms, distribution, rate, probe, neumann_gradient, memory_saving
@@ -201,46 +143,10 @@ class ResidualFlow(Flow):
 
         return ResidualFlowDistribution(Composed(self.transforms(c)), self.base(shape), shape)
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor, c: Tensor | None = None) -> bool:
-        """Set every affine map so that its output is standardised on x; only the first time."""
-        self._check_context(c)
-
-        return self.actnorms.initialize(self.transforms(c), x)
-
-    @torch.no_grad()
-    def certificate(
-        self, x: Tensor | None = None, c: Tensor | None = None
-    ) -> list[StepCertificate]:
-        """The certified bound on Lip(F) of every step, and the largest norm of J on given data.
-
-        Its ``sigma`` is what ``coeff`` and the number of layers allow.
-
-        Arguments:
-            x: Data, shape (*, D), or None.
-            c: Context, shape (*, C).
-
-        Example:
-            >>> all(s.bound <= s.sigma for s in ResidualFlow(2).certificate())
-            True
-        """
-        if c is None and x is None and self.context:
-            c = next(self.parameters()).new_zeros(self.context)
-        self._check_context(c)
-        found: list[StepCertificate] = []
-        for transform in self.transforms(c):
-            if isinstance(transform, ResidualStep):
-                found.append(
-                    StepCertificate(
-                        step=len(found),
-                        sigma=self.arguments["coeff"] ** len(self.branches.layers),
-                        bound=float(transform.branch.bound),
-                        measured=None if x is None else transform.largest_norm(x),
-                    )
-                )
-            x = None if x is None else transform(x)
-
-        return found
+    @property
+    def largest_slope(self) -> float:
+        """What ``coeff`` and the number of layers allow Lip(F) to be."""
+        return float(self.arguments["coeff"] ** len(self.branches.layers))
 
     def extra_repr(self) -> str:
         """Options, for printing."""

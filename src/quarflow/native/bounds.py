@@ -18,7 +18,7 @@ def usable(blocks: Sequence[Tensor], of_product: Tensor | None = None) -> bool:
     """Whether the kernel can bound these, shapes (*, m, n), or go back from their product."""
     return (
         1 < len(blocks) <= MAX_LAYERS
-        and all(max(b.shape[-2:]) <= MAX_UNITS for b in blocks)
+        and max([max(b.shape[-2:]) for b in blocks]) <= MAX_UNITS
         and readable(blocks)
         and (of_product is None or readable([of_product]))
     )
@@ -46,6 +46,6 @@ def gradients(blocks: Sequence[Tensor], of_product: Tensor) -> list[Tensor]:
 
 
 def _numbers(blocks: Sequence[Tensor]) -> list[int]:
-    units = [blocks[0].shape[-1], *(b.shape[-2] for b in blocks)]
+    units = [blocks[0].shape[-1], *[b.shape[-2] for b in blocks]]
 
     return [blocks[0].shape[:-2].numel(), len(blocks), torch.get_num_threads(), *units]

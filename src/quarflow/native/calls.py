@@ -48,7 +48,7 @@ def readable(tensors: Sequence[Tensor]) -> bool:
 
 def pointers(tensors: Sequence[Tensor]) -> Any:
     """The addresses of tensors, which must stay alive during the call."""
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+    return (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
 
 
 def call(name: str, dtype: torch.dtype, numbers: Sequence[int], *arguments: Any) -> None:
@@ -59,6 +59,6 @@ def call(name: str, dtype: torch.dtype, numbers: Sequence[int], *arguments: Any)
     """
     function = getattr(library(), f"{name}_{KINDS[dtype]}")
     described = (ctypes.c_int64 * len(numbers))(*numbers)
-    addresses = (ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments)
+    addresses = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
     if not function(described, *addresses):
         raise MemoryError("There is not enough memory for this batch: make it smaller.")

@@ -33,6 +33,11 @@ class Shape(NamedTuple):
     activation: str
     reverse: tuple[bool, ...]
 
+    @classmethod
+    def of(cls, blocks: Sequence[Tensor], activation: str, reverse: tuple[bool, ...]) -> Shape:
+        """From the diagonal blocks of the layers, (*, D, k_out, k_in)."""
+        return cls((1, *[b.shape[-2] for b in blocks]), activation, reverse)
+
     def numbers(self, x: Tensor, biases: Tensor) -> list[int]:
         """As the kernels read them; biases: of any layer."""
         N, D = x.shape

@@ -37,7 +37,7 @@ class Network(NamedTuple):
 
     def numbers(self, A: Tensor, tangents: bool) -> list[int]:
         """As the kernels read them."""
-        units = [self.blocks[0].shape[-1], *(b.shape[-2] for b in self.blocks)]
+        units = [self.blocks[0].shape[-1], *[b.shape[-2] for b in self.blocks]]
 
         return [
             *(len(A), len(self.blocks[0]), len(self.weights), ACTIVATIONS[self.activation]),
@@ -51,7 +51,7 @@ def usable(network: Network, *tensors: Tensor) -> bool:
     return (
         network.activation in ACTIVATIONS
         and 1 < len(network.weights) <= MAX_LAYERS
-        and readable((*tensors, *(t for part in network[:3] for t in part)))
+        and readable((*tensors, *network.weights, *network.blocks, *network.biases))
     )
 
 

@@ -1,26 +1,27 @@
 """Layers that carry (value, diagonal): floor 1."""
 
 from quarflow.nn.activations import ACTIVATIONS, activation, elu, lipswish, sin, tanh
-from quarflow.nn.branch import BoundBranch, Branch
-from quarflow.nn.conv import CausalConv2d
-from quarflow.nn.conv_branch import BoundConvBranch, ConvBranch
-from quarflow.nn.conv_lipschitz import BoundConvNet, LipschitzConvNet
-from quarflow.nn.linear import BlockTriangularLinear
-from quarflow.nn.lipschitz import LipschitzBranch, LipschitzLinear, LipschitzMLP
+from quarflow.nn.bound import BoundBranch, BoundBranches
+from quarflow.nn.branch import Branch, ConvBranch
+from quarflow.nn.lipschitz import (
+    LipschitzBranch,
+    LipschitzConvNet,
+    LipschitzLinear,
+    LipschitzMLP,
+)
+from quarflow.nn.lipschitz_trick import lipschitz_trick
 from quarflow.nn.made import MADE, MaskedLinear
 from quarflow.nn.mlp import BoundMLP, Linearization
 from quarflow.nn.norms import convolution_bound, spectral_bound
+from quarflow.nn.triangular import TriangularLayer
 
 __all__ = [
     "ACTIVATIONS",
     "MADE",
-    "BlockTriangularLinear",
     "BoundBranch",
-    "BoundConvBranch",
-    "BoundConvNet",
+    "BoundBranches",
     "BoundMLP",
     "Branch",
-    "CausalConv2d",
     "ConvBranch",
     "Linearization",
     "LipschitzBranch",
@@ -28,9 +29,11 @@ __all__ = [
     "LipschitzLinear",
     "LipschitzMLP",
     "MaskedLinear",
+    "TriangularLayer",
     "activation",
     "convolution_bound",
     "elu",
+    "lipschitz_trick",
     "lipswish",
     "sin",
     "spectral_bound",

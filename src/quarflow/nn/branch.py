@@ -1,26 +1,31 @@
-r"""The masked network inside a residual step, which carries (value, diagonal)."""
+r"""The masked networks inside a residual step, which carries (value, diagonal)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import overload
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from quarflow.nn.activations import Activation
 from quarflow.nn.activations import activation as lookup
-from quarflow.nn.fused import Layers, value_and_diagonal
-from quarflow.nn.linear import BlockTriangularLinear
-from quarflow.nn.norms import NORMS, product_bound, spectral_bound
-from quarflow.nn.scale import output_scale, refuse_overflow
+from quarflow.nn.bound import BoundBranches
+from quarflow.nn.lipschitz_trick import (
+    check_sigma,
+    lipschitz_trick,
+    refuse_overflow,
+    theta_parameter,
+)
+from quarflow.nn.norms import convolution_bound, product_bound, spectral_bound
+from quarflow.nn.triangular import TriangularLayer
+from quarflow.nn.value_diagonal import Pass
 
-MAX_SIGMA = 0.9999  # so that 1 + d stays well above 0 in float32
+IMPLEMENTATIONS = ("fused", "paper")
 
-__all__ = ["BoundBranch", "BoundBranches", "Branch", "units_per_dimension"]
+__all__ = ["Branch", "ConvBranch", "units_per_dimension"]
 
 
 def units_per_dimension(width: int, features: int) -> int:
@@ -33,107 +38,120 @@ def units_per_dimension(width: int, features: int) -> int:
     return -(-width // features)
 
 
-@dataclass(frozen=True)
-class BoundBranch:
-    r"""One branch F with its effective weights and context bound: a pure function of x.
+class _Branches(nn.Module):
+    """What branches of vectors and of images have in common: norms, the trick, binding.
 
-    Attributes:
-        weights: Effective weight matrices, the last one already scaled, (D k_out, D k_in).
-        blocks: Their diagonal blocks, (D, k_out, k_in).
-        biases: Shape (D k_out), or (*, D k_out) when a context of shape (*, C) is bound.
-        activation: Gives value and derivative.
-        bound: The certified bound on abs(d), shape (D).
-        reverse: Whether the order is reversed.
+    Arguments:
+        features: Number D of dimensions; of images, of channels.
+        reverse: For each step, whether its order is reversed.
+        activation, norm, sigma, trick: As in :class:`Branch`.
     """
 
-    weights: tuple[Tensor, ...]
-    blocks: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-    activation: Activation
-    bound: Tensor
-    reverse: bool
+    norms: ClassVar[tuple[str, ...]]
+    theta_raw: nn.Parameter | None
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Value F(x) and diagonal d of its Jacobian, shape (*, D) for x of shape (*, D)."""
-        batch = torch.broadcast_shapes(x.shape[:-1], self.batch_shape)
-        branch = self.flat(batch)
-        F, d = value_and_diagonal(
-            x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1]),
-            Layers(branch.weights, branch.blocks, branch.biases, self.reverse),
-            self.activation,
-        )
+    def __init__(
+        self,
+        features: int,
+        reverse: Sequence[bool],
+        activation: str,
+        norm: str,
+        sigma: float,
+    ) -> None:
+        super().__init__()
+        if norm not in self.norms:
+            raise ValueError(f"norm must be one of {self.norms}, not {norm!r}.")
+        check_sigma(sigma)
+        self.features, self.norm, self.sigma = features, norm, sigma
+        self.reverse, self.activation = tuple(reverse), activation
+        self._activation = lookup(activation)
 
-        return F.reshape(*batch, F.shape[-1]), d.reshape(*batch, F.shape[-1])
+    def stack(self) -> list[TriangularLayer]:
+        """The layers, first to last."""
+        raise NotImplementedError
 
     @property
-    def batch_shape(self) -> torch.Size:
-        """Batch shape of the bound context."""
-        return self.biases[0].shape[:-1]
+    def theta(self) -> Tensor:
+        """The learnable slack of the Lipschitz Trick, >= 0, shape (T, D)."""
+        if self.theta_raw is None:
+            return self.stack()[0].bias.new_zeros(len(self.reverse), self.features)
 
-    def flat(self, batch_shape: torch.Size) -> BoundBranch:
-        """The same branch for a batch flattened to (N, D): context repeated where it must be."""
-        if not self.batch_shape:
-            return self
+        return fn.softplus(self.theta_raw)
 
-        return replace(
-            self,
-            biases=tuple(
-                b.expand(*batch_shape, b.shape[-1]).reshape(-1, b.shape[-1]) for b in self.biases
-            ),
+    def layer_bound(self, weight: Tensor, layer: TriangularLayer) -> Tensor:
+        """The bound on the norm of a whole layer, shape (T)."""
+        return spectral_bound(weight)
+
+    def product(self, weights: Sequence[Tensor]) -> Tensor:
+        r"""P, the certified bound on the product of the layer norms, shape (T, D) or (T, 1).
+
+        Arguments:
+            weights: Effective weights of the layers.
+        """
+        layers = self.stack()
+        if self.norm == "dimension":
+            return product_bound([layer.diagonal for layer in layers])
+        product = self.layer_bound(weights[0], layers[0])
+        for weight, layer in zip(weights[1:], layers[1:], strict=True):
+            product = product * self.layer_bound(weight, layer)
+
+        return product[:, None]
+
+    def bind(self, c: Tensor | None = None) -> BoundBranches:
+        r"""Effective weights of all steps, computed once, with the context bound.
+
+        Arguments:
+            c: The context, shape (*, C), or None.
+        """
+        layers = self.stack()
+        with torch.autocast(layers[0].bias.device.type, enabled=False):
+            weights = [layer.weight() for layer in layers]
+            # Views: what is bound stays of its type when the module is moved to another one.
+            blocks: list[Tensor] = [layer.diagonal.view_as(layer.diagonal) for layer in layers]
+            biases = [layer.biases(c) for layer in layers]
+            scale = lipschitz_trick(self.theta_raw, self.sigma, self.product(weights))
+            refuse_overflow(weights, [layer.bias for layer in layers], scale)
+            weights[-1], blocks[-1] = scale.times(weights[-1]), scale.times(blocks[-1])
+            last = biases[-1]  # (T, D) or (T, *, D)
+            biases[-1] = scale.times(last.movedim(-1, 1)).movedim(1, -1)
+            bound = scale.bound.to(last.dtype).expand(len(last), self.features)
+
+        return BoundBranches(
+            self.flattened(weights), tuple(blocks), tuple(biases), self.passes(), bound
         )
 
-    def rows(self, index: Tensor) -> BoundBranch:
-        """The same flat branch for some of its rows."""
-        if not self.batch_shape:
-            return self
+    @torch.no_grad()
+    def vanish(self) -> None:
+        """Make all branches 0 everywhere, so that the steps do nothing."""
+        for parameter in self.stack()[-1].parameters():
+            parameter.zero_()
 
-        return replace(self, biases=tuple(b[index] for b in self.biases))
+    @torch.no_grad()
+    def calm(self) -> None:
+        """Start as 0 everywhere, and with half of the budget that sigma allows."""
+        self.vanish()
+        if self.theta_raw is not None:
+            self.theta_raw.fill_(1.0)
 
+    def flattened(self, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        """Effective weights as matrices, as the pass reads them."""
+        return tuple(weights)
 
-@dataclass(frozen=True, eq=False)
-class BoundBranches(Sequence[BoundBranch]):
-    """The bound branches of all steps, T of them, in tensors stacked over the steps.
+    def passes(self) -> tuple[Pass, ...]:
+        """For each step, what its pass does."""
+        raise NotImplementedError
 
-    Attributes:
-        weights, blocks, biases, bound: As in :class:`BoundBranch`, with T in front.
-        activation: Gives value and derivative.
-        reverse: Whether the order is reversed, for each step.
-    """
-
-    weights: tuple[Tensor, ...]
-    blocks: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-    activation: Activation
-    bound: Tensor
-    reverse: tuple[bool, ...]
-
-    @overload
-    def __getitem__(self, t: int) -> BoundBranch: ...
-    @overload
-    def __getitem__(self, t: slice) -> list[BoundBranch]: ...
-    def __getitem__(self, t: int | slice) -> BoundBranch | list[BoundBranch]:
-        if isinstance(t, slice):
-            return [self[i] for i in range(*t.indices(len(self)))]
-        weights, blocks, biases = (
-            tuple(tensor[t] for tensor in part)
-            for part in (self.weights, self.blocks, self.biases)
-        )
-        return BoundBranch(
-            weights, blocks, biases, self.activation, self.bound[t], self.reverse[t]
-        )
-
-    def __len__(self) -> int:
-        return len(self.reverse)
-
-    def __iter__(self) -> Iterator[BoundBranch]:
-        return (self[t] for t in range(len(self)))
+    def extra_repr(self) -> str:
+        """Options, for printing."""
+        return f"activation={self.activation!r}, norm={self.norm!r}, sigma={self.sigma}"
 
 
-class Branch(nn.Module):
+class Branch(_Branches):
     r"""A stack of branches F of equal shape, one per residual step of a flow.
 
-    The output is scaled by :math:`\sigma / (\theta + P)`, the paper's Lipschitz Trick
-    (section 4.2), with P a certified upper bound on the product of the layer norms:
+    The output is scaled by :math:`\sigma / (\theta + P)`, see
+    :mod:`quarflow.nn.lipschitz_trick`, with P a certified upper bound on the product of the
+    layer norms:
 
     * ``norm="dimension"``: for each dimension on its own, of the diagonal blocks. It bounds
       abs(d) by sigma, hence f is increasing in each own variable and a global bijection, and
@@ -160,6 +178,8 @@ class Branch(nn.Module):
         (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
+    norms = ("dimension", "operator")
+
     def __init__(
         self,
         features: int,
@@ -171,68 +191,22 @@ class Branch(nn.Module):
         sigma: float = 0.97,
         trick: bool = True,
     ) -> None:
-        super().__init__()
-        _check(features, hidden_features, context, norm, sigma)
-
-        self.features, self.norm, self.sigma = features, norm, sigma
-        self.reverse = tuple(reverse)
-        self.activation = activation
-        self._activation = lookup(activation)
+        _check(features, hidden_features, context)
+        super().__init__(features, reverse, activation, norm, sigma)
+        self._passes = tuple([Pass(self._activation, r) for r in self.reverse])
         units = [1, *(units_per_dimension(h, features) for h in hidden_features), 1]
         self.layers = nn.ModuleList(
-            BlockTriangularLinear(features, a, b, reverse, context) for a, b in pairwise(units)
+            TriangularLayer(features, a, b, reverse, context) for a, b in pairwise(units)
         )
-        # softplus(-4) = 0.02: at first nearly all of the budget that sigma allows.
-        start = torch.full((len(self.reverse), features), -4.0)
-        self.theta_raw = nn.Parameter(start) if trick else None
+        self.theta_raw = theta_parameter(len(self.reverse), features) if trick else None
 
-    def product(self, weights: Sequence[Tensor]) -> Tensor:
-        r"""P, the certified bound on the product of the layer norms, shape (T, D) or (T, 1)."""
-        if self.norm == "dimension":
-            return product_bound([layer.diagonal for layer in self._layers()])
-        bounds = [spectral_bound(weight)[:, None] for weight in weights]
-        product = bounds[0]
-        for bound in bounds[1:]:
-            product = product * bound
+    def stack(self) -> list[TriangularLayer]:
+        """The layers, first to last."""
+        return list(self.layers)  # type: ignore[arg-type]
 
-        return product
-
-    @property
-    def theta(self) -> Tensor:
-        """The learnable slack of the Lipschitz Trick, >= 0, shape (T, D)."""
-        if self.theta_raw is None:
-            return self._layers()[0].bias.new_zeros(len(self.reverse), self.features)
-
-        return fn.softplus(self.theta_raw)
-
-    def bind(self, c: Tensor | None = None) -> BoundBranches:
-        r"""Effective weights of all steps, computed once, with the context bound.
-
-        Arguments:
-            c: The context, shape (*, C), or None.
-        """
-        layers = self._layers()
-        weights = [layer.weight() for layer in layers]
-        # Views: what is bound stays of its type when the module is moved to another one.
-        blocks: list[Tensor] = [layer.diagonal.view_as(layer.diagonal) for layer in layers]
-        biases = [
-            layer.bias.view_as(layer.bias)
-            if layer.context is None or c is None
-            else _per_step(layer.bias, c.dim()) + torch.stack([c @ w.mT for w in layer.context])
-            for layer in layers
-        ]
-
-        P = self.product(weights)  # (T, D) or (T, 1)
-        scale = output_scale(P, self.theta_raw, self.sigma)
-        refuse_overflow(weights, [layer.bias for layer in layers], scale)
-        bound = scale.bound.to(weights[0].dtype)
-        weights[-1], blocks[-1] = scale.times(weights[-1]), scale.times(blocks[-1])
-        last = biases[-1]  # (T, D) or (T, *, D)
-        biases[-1] = scale.times(last.movedim(-1, 1)).movedim(1, -1)
-
-        return BoundBranches(
-            tuple(weights), tuple(blocks), tuple(biases), self._activation, bound, self.reverse
-        )
+    def passes(self) -> tuple[Pass, ...]:
+        """For each step, what its pass does."""
+        return self._passes
 
     @torch.no_grad()
     def sharpen(self, sharpness: Tensor) -> None:
@@ -246,42 +220,120 @@ class Branch(nn.Module):
             sharpness: The highest frequency over the lowest, shape (D); 1 leaves a dimension as
                 it is.
         """
-        first, second = self._layers()[:2]
+        first, second = self.stack()[:2]
         k = first.units_out
         spread = sharpness[:, None] ** torch.linspace(0, 1, k, device=sharpness.device)  # (D, k)
         gain = torch.where(sharpness[:, None] > 1, spread * k**0.5, 1.0)
         first.diagonal.mul_(gain[None, :, :, None])
         second.diagonal.div_(spread[None, :, None, :])
 
-    @torch.no_grad()
-    def vanish(self) -> None:
-        """Make all branches 0 everywhere, so that the steps do nothing."""
-        for parameter in self._layers()[-1].parameters():
-            parameter.zero_()
 
-    @torch.no_grad()
-    def calm(self) -> None:
-        """Start as 0 everywhere, and with half of the budget that sigma allows."""
-        self.vanish()
-        if self.theta_raw is not None:
-            self.theta_raw.fill_(1.0)
+class ConvBranch(_Branches):
+    r"""A stack of convolutional branches F, one per residual step of a scale.
 
-    def _layers(self) -> list[BlockTriangularLinear]:
-        return [layer for layer in self.layers if isinstance(layer, BlockTriangularLinear)]
+    (activation,) 3x3, activation, 1x1, activation, 3x3, all causal; scaled by
+    :math:`\sigma / (\theta + P)`, see :mod:`quarflow.nn.lipschitz_trick`, with one theta per
+    channel and P a certified upper bound on the product of the layer norms:
+
+    * ``norm="dimension"``: for each channel on its own, of the diagonal blocks of the centre
+      taps. It bounds abs(d) by sigma and leaves all other weights free.
+    * ``norm="center"``: of the whole centre taps (appendix C). It bounds abs(d) by sigma.
+    * ``norm="operator"``: of the whole layers as linear maps of images. Lip(F) < sigma.
+
+    Arguments:
+        shape: (C, H, W).
+        hidden_channels: Width of the hidden layers, rounded up to a multiple of C.
+        reverse: For each step, whether its order is reversed.
+        preactivation: For each step, whether an activation comes first.
+        activation: One of ``elu``, ``sin``, ``lipswish``, ``tanh``.
+        norm: ``dimension``, ``center`` or ``operator``.
+        sigma: Strict bound on abs(d), in (0, 1).
+        trick: Whether theta is learned; otherwise it stays at 0.
+        kernel_size: Of the first and last layer, odd.
+        recompute: Whether hidden units are computed anew in the backward pass.
+        implementation: ``fused`` or ``paper``, the same numbers in another time.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> branch = ConvBranch((3, 4, 4), 12, reverse=[False, True], preactivation=[True, True])
+        >>> F, d = branch.bind()[0](torch.randn(5, 4, 4, 3))  # rows of pixels
+        >>> F.shape, d.shape
+        (torch.Size([5, 4, 4, 3]), torch.Size([5, 4, 4, 3]))
+    """
+
+    norms = ("dimension", "center", "operator")
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        hidden_channels: int,
+        reverse: Sequence[bool],
+        preactivation: Sequence[bool],
+        activation: str = "lipswish",
+        norm: str = "dimension",
+        sigma: float = 0.97,
+        trick: bool = True,
+        kernel_size: int = 3,
+        recompute: bool = True,
+        implementation: str = "fused",
+    ) -> None:
+        if hidden_channels < 1:
+            raise ValueError(f"hidden_channels must be at least 1, not {hidden_channels}.")
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}."
+            )
+        C = shape[0]
+        super().__init__(C, reverse, activation, norm, sigma)
+        self.shape, self.preactivation = tuple(shape), tuple(preactivation)
+        self.recompute, self.implementation = recompute, implementation
+        k = units_per_dimension(hidden_channels, C)
+        self.first = TriangularLayer(C, 1, k, reverse, kernel_size=kernel_size)
+        self.middle = TriangularLayer(C, k, k, reverse, kernel_size=1)
+        self.last = TriangularLayer(C, k, 1, reverse, kernel_size=kernel_size)
+        self.theta_raw = theta_parameter(len(self.reverse), C) if trick else None
+
+    def stack(self) -> list[TriangularLayer]:
+        """The layers, first to last."""
+        return [self.first, self.middle, self.last]
+
+    def layer_bound(self, weight: Tensor, layer: TriangularLayer) -> Tensor:
+        """The bound on the norm of a layer, or of its centre tap, shape (T)."""
+        assert layer.taps is not None
+        taps = layer.taps[0]
+        if self.norm == "center" or len(taps) == 1:
+            return spectral_bound(weight[:, :, -1])
+
+        # A reversed layer is the mirror image of one that is not: its taps' norm is the same.
+        return convolution_bound(weight, taps, (self.shape[1], self.shape[2]))
+
+    def flattened(self, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        """Effective weights as matrices: (T, C k, taps C), (T, C k, C k), (T, taps C, C k)."""
+        first, middle, last = weights
+
+        return first.flatten(2), middle.flatten(2), last.transpose(1, 2).flatten(1, 2)
+
+    def bind(self, c: Tensor | None = None) -> BoundBranches:
+        """Effective weights of all steps, computed once; no context is taken."""
+        return replace(super().bind(), implementation=self.implementation)
+
+    def passes(self) -> tuple[Pass, ...]:
+        """For each step, what its pass does."""
+        assert self.first.taps is not None
+        each = zip(self.reverse, self.first.taps, self.preactivation, strict=True)
+
+        return tuple(
+            [Pass(self._activation, r, taps, before, self.recompute) for r, taps, before in each]
+        )
 
     def extra_repr(self) -> str:
         """Options, for printing."""
-        return f"activation={self.activation!r}, norm={self.norm!r}, sigma={self.sigma}"
+        return f"shape={self.shape}, {super().extra_repr()}, recompute={self.recompute}"
 
 
-def _per_step(x: Tensor, dims: int) -> Tensor:
-    # (T, H) -> (T, 1, ..., 1, H) with so many dimensions after the first.
-    return x.reshape(len(x), *(1,) * (dims - 1), x.shape[-1])
-
-
-def _check(
-    features: int, hidden_features: Sequence[int], context: int, norm: str, sigma: float
-) -> None:
+def _check(features: int, hidden_features: Sequence[int], context: int) -> None:
     if features < 1:
         raise ValueError(f"features must be at least 1, not {features}.")
     if context < 0:
@@ -289,11 +341,4 @@ def _check(
     if not hidden_features or min(hidden_features) < 1:
         raise ValueError(
             f"hidden_features must be one or more positive widths, not {tuple(hidden_features)}."
-        )
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {sorted(NORMS)}, not {norm!r}.")
-    if not 0 < sigma <= MAX_SIGMA:
-        raise ValueError(
-            f"sigma must be above 0 and at most {MAX_SIGMA}, not {sigma}: the bound on abs(d) is "
-            f"strict, in float32 too."
         )

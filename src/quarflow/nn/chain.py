@@ -16,9 +16,9 @@ from torch import Tensor
 
 from quarflow.modes import plain
 from quarflow.native import chain as native
-from quarflow.nn import fused
+from quarflow.nn import recurrence
 from quarflow.nn.activations import Activation
-from quarflow.nn.fused import Layers, Tape
+from quarflow.nn.recurrence import Layers, Tape, flatten, unflatten
 
 __all__ = ["Chain", "residual_chain"]
 
@@ -34,7 +34,8 @@ class Chain(NamedTuple):
         weights, blocks: Of each layer, shapes (T, D k_out, D k_in) and (T, D, k_out, k_in).
         biases: Of each layer, shapes (T, D k_out) or (T, N, D k_out).
         activation: Between the layers.
-        reverse: For each step, whether its weights are upper triangular.
+        shape: What the kernels need to know besides; also for each step, whether its weights are
+            upper triangular.
     """
 
     scale: Tensor
@@ -43,7 +44,7 @@ class Chain(NamedTuple):
     blocks: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
     activation: Activation
-    reverse: tuple[bool, ...]
+    shape: native.Shape
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -51,11 +52,11 @@ class Chain(NamedTuple):
         return (self.scale, self.shift, *self.weights, *self.blocks, *self.biases)
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], how: tuple[Activation, tuple[bool, ...]]) -> Chain:
+    def of(cls, tensors: Sequence[Tensor], how: tuple[Activation, native.Shape]) -> Chain:
         """From what ``tensors`` gives."""
         scale, shift, *rest = tensors
         L = len(rest) // 3
-        weights, blocks, biases = (tuple(rest[i * L : (i + 1) * L]) for i in range(3))
+        weights, blocks, biases = tuple(rest[:L]), tuple(rest[L : 2 * L]), tuple(rest[2 * L :])
 
         return cls(scale, shift, weights, blocks, biases, *how)
 
@@ -64,7 +65,7 @@ class Chain(NamedTuple):
         parts = (self.weights, self.blocks, self.biases)
         each = (zip(*(t.unbind() for t in part), strict=True) for part in parts)
 
-        return [Layers(*step) for step in zip(*each, self.reverse, strict=True)]
+        return [Layers(*step) for step in zip(*each, self.shape.reverse, strict=True)]
 
     def rows(self, start: int, stop: int) -> Chain:
         """The same chain for some of its rows."""
@@ -74,14 +75,9 @@ class Chain(NamedTuple):
         return self._replace(biases=tuple(b[:, start:stop] for b in self.biases))
 
     @property
-    def shape(self) -> native.Shape:
-        """As the kernels know it."""
-        return fused.shape_of(self.blocks, self.activation, self.reverse)
-
-    @property
     def width(self) -> int:
         """Of the widest layer."""
-        return max(w.shape[-2] for w in self.weights)
+        return max([w.shape[-2] for w in self.weights])
 
 
 def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
@@ -96,16 +92,25 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
     Returns:
         Shapes (N, D) and (N).
     """
-    if torch.is_grad_enabled() and fused.any_gradient(x, *chain.tensors) and not plain():
-        outputs = _Chain.apply((chain.activation, chain.reverse), x, *chain.tensors)
-        return outputs[0], outputs[1]
-
     if plain():
         return _forward(x, chain, keep=False)[:2]
-    if native.usable(chain.shape, x, chain.tensors):
-        return native.forward(chain.shape, x, chain.tensors)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *chain.tensors)):
+        outputs = _Chain.apply((chain.activation, chain.shape), x, *chain.tensors)
+        return outputs[0], outputs[1]
 
-    return _forward_in_pieces(x, chain)
+    return _computed(x, chain, chain.tensors, keep=False)[:2]
+
+
+def _computed(
+    x: Tensor, chain: Chain, tensors: Sequence[Tensor], keep: bool
+) -> tuple[Tensor, Tensor, list[_Step]]:
+    """z, the sum of log-dets, and the steps if they are to be kept and there is room for them."""
+    if native.usable(chain.shape, x, tensors):
+        return *native.forward(chain.shape, x, tensors), []
+    if keep and _is_kept(x, chain):
+        return _forward(x, chain, keep=True)
+
+    return *_forward_in_pieces(x, chain), []
 
 
 def _forward_in_pieces(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
@@ -138,14 +143,16 @@ class _Step(NamedTuple):
     d: Tensor
 
 
-def _forward(x: Tensor, chain: Chain, keep: bool) -> tuple[Tensor, Tensor, list[_Step]]:
-    """z (N, D), the sum of log-dets (N), and the steps if they are to be kept."""
+def _forward(
+    x: Tensor, chain: Chain, keep: bool, jets: bool = False
+) -> tuple[Tensor, Tensor, list[_Step]]:
+    """z (N, D), the sum of log-dets (N), and the steps if they are to be kept, with curvatures."""
     scale, shift = chain.scale.unsqueeze(-1).unbind(), chain.shift.unsqueeze(-1).unbind()
     y = torch.addcmul(shift[0], scale[0], x.mT.contiguous())
     kept: list[_Step] = []
     slopes: list[Tensor] = []
     for t, layers in enumerate(chain.steps()):
-        tape = fused.forward(chain.activation, y, layers)
+        tape = recurrence.forward(chain.activation, y, layers, jets=jets)
         step = _Step(tape, y + tape.z[-1], tape.u[-1])
         y = torch.addcmul(shift[t + 1], scale[t + 1], step.y)
         slopes.append(step.d)
@@ -169,7 +176,9 @@ def _backward(
         step = steps[t]
         g_scale[t + 1], g_shift[t + 1] = (g * step.y).sum(1), g.sum(1)
         g = scale[t + 1] * g
-        found, gz1 = fused.backward(chain.activation, step.tape, layers[t], g, gl / (1 + step.d))
+        found, gz1, _ = recurrence.backward(
+            chain.activation, step.tape, layers[t], g, gl / (1 + step.d)
+        )
         g = g + layers[t].triangle(0, g.shape[1]).transposed(layers[t].weights[0], gz1)
         for part, each in zip(parts, found, strict=True):
             for layer, tensor in enumerate(each):
@@ -184,23 +193,12 @@ class _Chain(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(how: tuple[Activation, tuple[bool, ...]], x: Tensor, *parts: Tensor) -> Any:
+    def forward(how: tuple[Activation, native.Shape], x: Tensor, *parts: Tensor) -> Any:
         chain = Chain.of(parts, how)
-        if native.usable(chain.shape, x, parts):
-            return native.forward(chain.shape, x, parts)
-        if not _is_kept(x, chain):
-            return _forward_in_pieces(x, chain)
-        z, ladj, steps = _forward(x, chain, keep=True)
+        z, ladj, steps = _computed(x, chain, parts, keep=True)
+        kept = [[s.tape.x, s.y, s.d, *flatten(chain.activation, s.tape)] for s in steps]
 
-        return (
-            z,
-            ladj,
-            *(
-                t
-                for s in steps
-                for t in (s.tape.h[0], s.y, s.d, *fused.flatten(chain.activation, s.tape))
-            ),
-        )
+        return z, ladj, *[tensor for step in kept for tensor in step]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -219,7 +217,7 @@ class _Chain(torch.autograd.Function):
         gl = torch.zeros_like(x[:, 0]) if grads[1] is None else grads[1]
         if torch.is_grad_enabled():
             # Somebody wants second derivatives: what was kept are constants, so compute it anew.
-            found = _backward(chain, _forward(x, chain, True)[2], gz.mT, gl, x.mT)
+            found = _backward(chain, _forward(x, chain, True, jets=True)[2], gz.mT, gl, x.mT)
         elif kept:
             found = _backward(chain, _unflatten(kept, chain), gz.mT.contiguous(), gl, x.mT)
         elif native.usable(chain.shape, x, (*rest, gz, gl)):
@@ -231,7 +229,7 @@ class _Chain(torch.autograd.Function):
 
 
 def _is_kept(x: Tensor, chain: Chain) -> bool:
-    per_row = sum(3 * w.shape[-2] * len(w) for w in chain.weights)
+    per_row = sum([3 * w.shape[-2] * len(w) for w in chain.weights])
 
     return x.numel() // x.shape[-1] * per_row * x.element_size() <= KEEP_BYTES
 
@@ -242,7 +240,7 @@ def _unflatten(kept: Sequence[Tensor], chain: Chain) -> list[_Step]:
     steps = []
     for t, layer in enumerate(layers):
         x, y, d, *tensors = kept[t * each : (t + 1) * each]
-        steps.append(_Step(fused.unflatten(chain.activation, tensors, x, layer), y, d))
+        steps.append(_Step(unflatten(chain.activation, tensors, x, layer), y, d))
 
     return steps
 
@@ -254,7 +252,7 @@ def _in_pieces(x: Tensor, chain: Chain, gz: Tensor, gl: Tensor) -> list[Tensor]:
     context = chain.biases[0].dim() == 3
     for a, b in _pieces(x, chain):
         piece = chain.rows(a, b)
-        steps = _forward(x[a:b], piece, True)[2]
+        steps = _forward(x[a:b], piece, True, jets=True)[2]
         first, *found = _backward(piece, steps, gz[a:b].mT.contiguous(), gl[a:b], x[a:b].mT)
         gx.append(first)
         if context:

@@ -2,7 +2,7 @@ r"""The convolutional branch the way the paper describes it, to compare with.
 
 Masked weights stand in dense 3 x 3 kernels, value and derivative are two dense forward
 evaluations, and autograd goes back through both. The numbers are those of
-:mod:`quarflow.nn.conv_fused`; time and memory are not.
+:mod:`quarflow.nn.value_diagonal`; time and memory are not.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
-from quarflow.nn.conv import Taps
-from quarflow.nn.conv_fused import Layers, Pass
+from quarflow.nn.recurrence import Tensors
+from quarflow.nn.taps import Taps
+from quarflow.nn.value_diagonal import Pass
 
 __all__ = ["dense_kernels", "dense_value_and_diagonal"]
 
@@ -42,14 +43,15 @@ def _block_diagonal(blocks: Tensor) -> Tensor:
 
 
 def dense_value_and_diagonal(
-    x: Tensor, weights: Layers, blocks: Layers, biases: Layers, options: Pass
+    x: Tensor, weights: Tensors, blocks: Tensors, biases: Tensors, options: Pass
 ) -> tuple[Tensor, Tensor]:
-    """F(x) and d by two dense evaluations; arguments as ``conv_value_and_diagonal``.
+    """F(x) and d by two dense evaluations; arguments as ``value_and_diagonal``.
 
     The derivative goes through kernels of the size of the value's, in which only the diagonal
     blocks of the centre tap are not zero.
     """
     phi, taps = options.activation, options.taps
+    assert taps is not None
     C, count = x.shape[-1], len(taps)
     h = x.permute(0, 3, 1, 2)
     t = torch.ones_like(h)

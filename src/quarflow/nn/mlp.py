@@ -2,6 +2,7 @@ r"""Plain networks as pure functions of x, with their derivative as a linear map
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,66 +15,103 @@ from quarflow.nn.draws import normal_, uniform_
 __all__ = ["BoundMLP", "Linearization", "StackedLinear"]
 
 
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What a layer does: a matrix product, or for kernels (out, in, size, size) a convolution."""
+    if weight.dim() == 4:
+        return fn.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+    if bias is None or bias.dim() == 1:
+        return fn.linear(x, weight, bias)
+
+    return fn.linear(x, weight) + bias
+
+
+def _transposed(g: Tensor, weight: Tensor) -> Tensor:
+    if weight.dim() == 4:
+        return fn.conv_transpose2d(g, weight, padding=weight.shape[-1] // 2)
+
+    return g @ weight
+
+
 @dataclass(frozen=True)
 class Linearization:
     r"""The derivative J of a network at N points: products with it, or the matrix itself.
 
     The slopes of the activations are all that is kept from the forward pass, so a product costs
-    one matrix product per layer, with or without autograd.
+    one product per layer, with or without autograd.
 
     Attributes:
-        weights: Weight matrices, (out, in).
-        slopes: Derivatives of the activations after each layer but the last, (N, out).
+        weights: Weight matrices, (out, in), or kernels, (out, in, size, size).
+        slopes: Derivatives of the activations before each layer, (N, in) or (N, in, H, W); None
+            where there is no activation.
+        shape: (C, H, W) for images, which are vectors (N, C H W) here.
     """
 
     weights: tuple[Tensor, ...]
-    slopes: tuple[Tensor, ...]
+    slopes: tuple[Tensor | None, ...]
+    shape: tuple[int, ...] | None = None
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v, for v of shape (N, D)."""
-        t = fn.linear(v, self.weights[0])
-        for weight, slope in zip(self.weights[1:], self.slopes, strict=True):
-            t = fn.linear(slope * t, weight)
+        t = self._opened(v)
+        for weight, slope in zip(self.weights, self.slopes, strict=True):
+            t = _product(t if slope is None else slope * t, weight)
 
-        return t
+        return self._closed(t, v)
 
     def vjp(self, v: Tensor) -> Tensor:
         """v^T J, for v of shape (N, D)."""
-        g = v @ self.weights[-1]
-        for weight, slope in zip(self.weights[-2::-1], self.slopes[::-1], strict=True):
-            g = (g * slope) @ weight
+        g = self._opened(v)
+        for weight, slope in zip(self.weights[::-1], self.slopes[::-1], strict=True):
+            g = _transposed(g, weight)
+            g = g if slope is None else g * slope
 
-        return g
+        return self._closed(g, v)
 
     def dense(self) -> Tensor:
         """J as matrices, shape (N, D, D): the work of D products."""
+        if self.shape is not None:
+            some = next(s for s in self.slopes if s is not None)
+            basis = torch.eye(math.prod(self.shape), dtype=some.dtype, device=some.device)
+            return torch.stack([self.vjp(row.expand(len(some), -1)) for row in basis], 1)
         jacobian = self.weights[0]
-        for weight, slope in zip(self.weights[1:], self.slopes, strict=True):
+        for weight, slope in zip(self.weights[1:], self.slopes[1:], strict=True):
+            assert slope is not None
             jacobian = weight @ (slope[..., None] * jacobian)
 
         return jacobian
 
     def rows(self, index: Tensor | slice) -> Linearization:
         """The derivative at some of the points."""
-        return replace(self, slopes=tuple(s[index] for s in self.slopes))
+        return replace(self, slopes=tuple([s if s is None else s[index] for s in self.slopes]))
+
+    def _opened(self, v: Tensor) -> Tensor:
+        return v if self.shape is None else v.reshape(-1, *self.shape)
+
+    def _closed(self, t: Tensor, v: Tensor) -> Tensor:
+        return t if self.shape is None else t.reshape(v.shape).to(v.dtype)
 
 
 @dataclass(frozen=True)
 class BoundMLP:
-    r"""One network with its effective weights and context bound: a pure function of x.
+    r"""One network with its effective weights and context bound: a pure function of vectors.
 
     Attributes:
-        weights: Effective weight matrices, (out, in).
+        weights: Effective weight matrices, (out, in), or kernels, (out, in, size, size).
         biases: Shape (out), or (*, out) when a context of shape (*, C) is bound.
         activation: Gives value and derivative.
-        gains: For each hidden layer a learned :math:`\beta > 0`, which turns the activation
-            into :math:`\varphi(\beta x) / \beta`, of the same largest slope; empty for none.
+        gains: For each activation, the last ones if there are fewer than layers, a learned
+            :math:`\beta > 0`, which turns it into :math:`\varphi(\beta x) / \beta`, of the same
+            largest slope; empty for none.
+        shape: (C, H, W) of images, whose vectors are (*, C H W).
+        preactivation: Whether an activation comes before the first layer.
     """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
     activation: Activation
     gains: tuple[Tensor, ...] = ()
+    shape: tuple[int, ...] | None = None
+    preactivation: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """The value, shape (*, out), for x of shape (*, in)."""
@@ -83,21 +121,29 @@ class BoundMLP:
         """The value and the derivative, for x of shape (N, in)."""
         value, slopes = self._run(x)
 
-        return value, Linearization(self.weights, slopes)
+        return value, Linearization(self.weights, slopes, self.shape)
 
-    def _run(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        slopes = []
+    def _run(self, x: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        slopes, ungained = [], len(self.weights) - len(self.gains)
+        h = x if self.shape is None else x.reshape(-1, *self.shape)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = fn.linear(x, weight, bias) if bias.dim() == 1 else fn.linear(x, weight) + bias
-            if layer < len(self.weights) - 1:
+            slope = None
+            if layer or self.preactivation:
                 if self.gains:
-                    x, slope = self.activation(self.gains[layer] * x)
-                    x = x / self.gains[layer]
+                    gain = self.gains[layer - ungained]
+                    h, slope = self.activation(gain * h)
+                    h = h / gain
                 else:
-                    x, slope = self.activation(x)
-                slopes.append(slope)
+                    h, slope = self.activation(h)
+            slopes.append(slope)
+            h = _product(h, weight, bias)
 
-        return x, tuple(slopes)
+        return h if self.shape is None else h.reshape(x.shape).to(x.dtype), tuple(slopes)
+
+    @property
+    def event_dim(self) -> int:
+        """1 for vectors, 3 for images."""
+        return 1 if self.shape is None else 3
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -124,20 +170,16 @@ class BoundMLP:
         """The same network for a batch flattened to (N, in): context repeated where it must be."""
         if not self.batch_shape:
             return self
+        biases = [b.expand(*batch_shape, b.shape[-1]).flatten(0, -2) for b in self.biases]
 
-        return replace(
-            self,
-            biases=tuple(
-                b.expand(*batch_shape, b.shape[-1]).reshape(-1, b.shape[-1]) for b in self.biases
-            ),
-        )
+        return replace(self, biases=tuple(biases))
 
     def rows(self, index: Tensor) -> BoundMLP:
         """The same flat network for some of its rows."""
         if not self.batch_shape:
             return self
 
-        return replace(self, biases=tuple(b[index] for b in self.biases))
+        return replace(self, biases=tuple([b[index] for b in self.biases]))
 
 
 class StackedLinear(nn.Module):

@@ -1,8 +1,8 @@
 r"""Products with block-triangular matrices that leave most of the zeros out.
 
-A triangular matrix of C x C blocks is cut into a few panels of rows; each is multiplied up to
+A triangular matrix of D x D blocks is cut into a few panels of rows; each is multiplied up to
 its last block that is not zero. Four panels leave out three quarters of the zeros, and each
-product is still one large dense one.
+product is still one large dense one. Factors have shape (units, rows).
 """
 
 from __future__ import annotations
@@ -16,99 +16,39 @@ from torch import Tensor
 
 from quarflow.modes import plain
 
-__all__ = ["FeatureMajor", "Triangular"]
-
-PANELS = 4
+__all__ = ["FeatureMajor"]
 
 
 @dataclass(frozen=True)
-class Triangular:
-    r"""Which blocks of a (C k_out, C k_in) matrix are not zero.
+class FeatureMajor:
+    r"""Which blocks of a (D k_out, D k_in) matrix are not zero, and products with it.
 
     Attributes:
-        channels: Number C of blocks.
+        features: Number D of blocks.
         reverse: Whether the matrix is upper triangular.
-        parts: Number of panels.
-
-    Example:
-        >>> W = torch.ones(4, 4).tril()
-        >>> torch.equal(Triangular(4, False).linear(torch.eye(4), W, torch.zeros(4)), W.mT)
-        True
-    """
-
-    channels: int
-    reverse: bool
-    parts: int = PANELS
-
-    def _panels(self, rows: int, columns: int, upper: bool) -> list[tuple[slice, slice]]:
-        """Rows of each panel, and the columns up to, or from, its diagonal."""
-        C, parts = self.channels, min(self.parts, self.channels)
-        cuts = [i * C // parts for i in range(parts + 1)]
-        k_out, k_in = rows // C, columns // C
-
-        return [
-            (
-                slice(a * k_out, b * k_out),
-                slice(a * k_in, columns) if upper else slice(0, b * k_in),
-            )
-            for a, b in pairwise(cuts)
-        ]
-
-    def linear(self, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """h W^T + b."""
-        if self.channels == 1:
-            return fn.linear(h, weight, bias)
-        parts = [
-            fn.linear(h[:, c], weight[r, c], bias[r])
-            for r, c in self._panels(weight.shape[0], weight.shape[1], self.reverse)
-        ]
-
-        return torch.cat(parts, 1)
-
-    def input_gradient(self, g: Tensor, weight: Tensor) -> Tensor:
-        """g W."""
-        if self.channels == 1:
-            return g @ weight
-        # By columns of W: those of a channel are read by it and by later ones.
-        panels = self._panels(weight.shape[1], weight.shape[0], not self.reverse)
-
-        return torch.cat([g[:, r] @ weight[r, c] for c, r in panels], 1)
-
-    def weight_gradient(self, g: Tensor, h: Tensor) -> list[Tensor]:
-        """g^T h, panel by panel."""
-        if self.channels == 1:
-            return [g.mT @ h]
-
-        return [
-            g[:, r].mT @ h[:, c] for r, c in self._panels(g.shape[1], h.shape[1], self.reverse)
-        ]
-
-    def assemble(self, panels: list[Tensor], columns: int) -> Tensor:
-        """The whole gradient of the weight from its panels."""
-        if self.channels == 1:
-            return panels[0]
-        missing = [columns - panel.shape[1] for panel in panels]
-        sides = [(m, 0) if self.reverse else (0, m) for m in missing]
-
-        return torch.cat([fn.pad(p, s) for p, s in zip(panels, sides, strict=True)])
-
-
-@dataclass(frozen=True)
-class FeatureMajor(Triangular):
-    r"""The same products with tensors of shape (units, rows).
+        parts: Number of panels; 1 for the whole matrix.
+        joined: Whether results of panels are joined, rather than written in one place: for what
+            may be mapped by ``torch.func``.
 
     Example:
         >>> W, h = torch.ones(4, 4).tril(), torch.eye(4)
-        >>> torch.equal(FeatureMajor(4, False).product(W, h, torch.zeros(4, 1)), W)
+        >>> torch.equal(FeatureMajor(4, False, 2).product(W, h, torch.zeros(4, 1)), W)
         True
     """
 
-    def product(self, weight: Tensor, h: Tensor, bias: Tensor) -> Tensor:
+    features: int
+    reverse: bool
+    parts: int = 1
+    joined: bool = False
+
+    def product(self, weight: Tensor, h: Tensor, bias: Tensor | None) -> Tensor:
         """W h + b."""
+        if bias is None:
+            return weight @ h
         if self.parts == 1:
             return torch.addmm(bias, weight, h)
         panels = self._panels(weight.shape[0], weight.shape[1], self.reverse)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or plain():
+        if self._joins:
             return torch.cat([torch.addmm(bias[r], weight[r, c], h[c]) for r, c in panels])
         z = h.new_empty(weight.shape[0], h.shape[1])
         for r, c in panels:
@@ -120,8 +60,9 @@ class FeatureMajor(Triangular):
         """W^T g."""
         if self.parts == 1:
             return weight.mT @ g
+        # By columns of W: those of a dimension are read by it and by later ones.
         panels = self._panels(weight.shape[1], weight.shape[0], not self.reverse)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or plain():
+        if self._joins:
             return torch.cat([weight[r, c].mT @ g[r] for c, r in panels])
         out = g.new_empty(weight.shape[1], g.shape[1])
         for c, r in panels:
@@ -134,5 +75,26 @@ class FeatureMajor(Triangular):
         if self.parts == 1:
             return g @ h.mT
         panels = self._panels(g.shape[0], h.shape[0], self.reverse)
+        products = [g[r] @ h[c].mT for r, c in panels]
+        missing = [len(h) - product.shape[1] for product in products]
+        sides = [(m, 0) if self.reverse else (0, m) for m in missing]
 
-        return self.assemble([g[r] @ h[c].mT for r, c in panels], h.shape[0])
+        return torch.cat([fn.pad(p, s) for p, s in zip(products, sides, strict=True)])
+
+    @property
+    def _joins(self) -> bool:
+        return self.joined or torch.is_grad_enabled() or torch.compiler.is_compiling() or plain()
+
+    def _panels(self, rows: int, columns: int, upper: bool) -> list[tuple[slice, slice]]:
+        """Rows of each panel, and the columns up to, or from, its diagonal."""
+        D, parts = self.features, min(self.parts, self.features)
+        cuts = [i * D // parts for i in range(parts + 1)]
+        k_out, k_in = rows // D, columns // D
+
+        return [
+            (
+                slice(a * k_out, b * k_out),
+                slice(a * k_in, columns) if upper else slice(0, b * k_in),
+            )
+            for a, b in pairwise(cuts)
+        ]

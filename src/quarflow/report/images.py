@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from quarflow import __version__
+from quarflow._version import __version__
 from quarflow.data.images import Images
 from quarflow.files import write_whole
 from quarflow.report.image_grid import grid_png
@@ -131,8 +131,8 @@ def _tiles(model: Any, score: Any) -> list[dict[str, str]]:
     tiles = []
     if score is not None:
         error = "" if score.error is None else f" ± {score.error:.4f}"
-        told = f"bits per dimension of {len(score.bits_per_dim):,} images given; lower is better"
-        tiles.append({"value": f"{score.mean:.4f}{error}", "note": told})
+        note = f"bits per dimension of {len(score.bits_per_dim):,} images given; lower is better"
+        tiles.append({"value": f"{score.mean:.4f}{error}", "note": note})
     if valid is not None:
         tiles.append({"value": f"{valid:.4f}", "note": "bits per dimension on validation images"})
     if counts:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def number(value: Any, digits: int = 4) -> str:
     """Write a number to be read; None is a dash.
 
-    >>> number(19020), number(0.00012345), number(3.0), number(1234567.8)
-    ('19,020', '0.0001234', '3', '1,234,568')
+    Example:
+        >>> number(19020), number(0.00012345), number(3.0), number(1234567.8)
+        ('19,020', '0.0001234', '3', '1,234,568')
     """
     if value is None:
         return "\N{EN DASH}"
@@ -58,7 +59,7 @@ def nats(value: float | None) -> str:
 
 
 def settings_table(model: Model) -> list[dict[str, str]]:
-    """Return every setting, and who chose it."""
+    """Every setting, and who chose it."""
     asked = model.estimator.get_params(deep=False)
     usual = inspect.signature(type(model.estimator)).parameters
     result = []
@@ -85,7 +86,7 @@ def plain(value: Any) -> str:
 
 
 def headline(content: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the few figures that come first."""
+    """The few figures that come first."""
     metrics, data, found = content["metrics"], content["data"], content["calibration"]
     tiles = []
     if data and data["nats"] is not None:

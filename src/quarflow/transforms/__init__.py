@@ -3,11 +3,8 @@
 from quarflow.transforms.autoregressive import AutoregressiveStep
 from quarflow.transforms.base import Inverse, Transform, call_and_ladj
 from quarflow.transforms.compose import Composed
-from quarflow.transforms.conv_quar import ConvQuARStep
-from quarflow.transforms.conv_residual import ConvResidualStep
 from quarflow.transforms.elementwise import Affine, Permutation
 from quarflow.transforms.image import (
-    ChannelAffine,
     Flatten,
     ImageTransform,
     Logit,
@@ -23,15 +20,13 @@ from quarflow.transforms.quar import QuARStep
 from quarflow.transforms.quar_chain import QuARChain
 from quarflow.transforms.radial import RadialStep
 from quarflow.transforms.residual import ResidualStep
+from quarflow.transforms.solved import SolvedStep
 from quarflow.transforms.sylvester import SylvesterStep
 
 __all__ = [
     "Affine",
     "AutoregressiveStep",
-    "ChannelAffine",
     "Composed",
-    "ConvQuARStep",
-    "ConvResidualStep",
     "Flatten",
     "ImageTransform",
     "Inverse",
@@ -46,6 +41,7 @@ __all__ = [
     "QuARStep",
     "RadialStep",
     "ResidualStep",
+    "SolvedStep",
     "Squeeze",
     "SylvesterStep",
     "Transform",

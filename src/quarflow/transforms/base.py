@@ -2,6 +2,7 @@ r"""What every bijection here has in common, on top of ``torch.distributions.Tra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import is_dataclass, replace
 from typing import Any, Self, TypeVar
@@ -11,9 +12,16 @@ from torch import Size, Tensor
 from torch.distributions import Transform as TorchTransform
 from torch.distributions import constraints
 
+from quarflow.solvers import Solution
 from quarflow.transforms.trust import Amplification, amplification
 
-__all__ = ["Inverse", "Transform", "call_and_ladj"]
+__all__ = ["REALS", "Inverse", "Transform", "Visit", "call_and_ladj"]
+
+Visit = Callable[["Transform", Tensor], Tensor]  # of a part and what it gets, to what it gives
+
+
+# All vectors, and all images, by their number of dimensions.
+REALS = {dims: constraints.independent(constraints.real, dims) for dims in (1, 3)}
 
 
 class Transform(TorchTransform):
@@ -23,8 +31,8 @@ class Transform(TorchTransform):
     return shape (*, D), and the ladj has the batch shape (*).
     """
 
-    domain = constraints.independent(constraints.real, 1)
-    codomain = constraints.independent(constraints.real, 1)
+    domain = REALS[1]
+    codomain = REALS[1]
     bijective = True
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +48,29 @@ class Transform(TorchTransform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self.inverse_and_ladj(y)[0]
+
+    @property
+    def parts(self) -> list[Transform]:
+        """The transforms that it is made of, first to last; itself if there are none."""
+        return [self]
+
+    def walk(self, x: Tensor, visit: Visit) -> Tensor:
+        """The value, each part of the way by ``visit(part, x)``: to look on, or to change it."""
+        return visit(self, x)
+
+    def mapped(self, change: Callable[[Transform], Transform]) -> Transform:
+        """The same with every part changed."""
+        return change(self)
+
+    def invert(self, z: Tensor) -> tuple[Tensor, list[Solution]]:
+        """The inverse without gradients, and the solutions of the parts that are solved for.
+
+        Returns:
+            x, and the solutions with their iterations and residuals, that of the first part
+            first.
+        """
+        with torch.no_grad():
+            return self._inverse(z), []
 
     def inverse_near(self, z: Tensor, x: Tensor, tolerance: float) -> Tensor:
         """The inverse of z where x is already close to it, to a residual of tolerance at most."""

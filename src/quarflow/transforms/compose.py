@@ -2,7 +2,7 @@ r"""Composition of bijections."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from math import prod
 from typing import Self
@@ -10,7 +10,8 @@ from typing import Self
 import torch
 from torch import Size, Tensor
 
-from quarflow.transforms.base import Transform
+from quarflow.solvers import Solution
+from quarflow.transforms.base import Transform, Visit
 from quarflow.transforms.trust import (
     Amplification,
     amplification,
@@ -47,10 +48,16 @@ class Composed(Transform):
 
     def __init__(self, transforms: Sequence[Transform], exact: bool = False) -> None:
         super().__init__()
-        self.transforms, self.exact = list(transforms), exact
-        if self.transforms:
-            self.domain = self.transforms[0].domain
-            self.codomain = self.transforms[-1].codomain
+        self._steps: list[Transform] | None = list(transforms)
+        self.exact = exact
+        if self._steps:
+            self.domain = self._steps[0].domain
+            self.codomain = self._steps[-1].codomain
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """The steps, first to last."""
+        return self._steps or []
 
     @property
     def checked(self) -> Self:
@@ -66,7 +73,7 @@ class Composed(Transform):
         """The same map, whose inverse stays in the type of z and stops at larger residuals."""
         new = copy(self)
         new.exact = False
-        new.transforms = [t.loosened(tolerance) for t in self.transforms]
+        new._steps = [t.loosened(tolerance) for t in self.transforms]
 
         return new
 
@@ -87,7 +94,7 @@ class Composed(Transform):
             x = x.to(z.dtype)
             self._check_finite(z, x)
             return x, ladj.to(z.dtype)
-        ladj, path = z.new_zeros(z.shape[:-1]), [z]
+        ladj, path = z.new_zeros(z.shape[: z.dim() - self.codomain.event_dim]), [z]
         for transform in reversed(self.transforms):
             x, step = transform.inverse_and_ladj(path[-1])
             ladj = ladj + step
@@ -144,6 +151,38 @@ class Composed(Transform):
 
     def _check_finite(self, z: Tensor, x: Tensor) -> None:
         check_finite(x, z, (self.domain.event_dim, self.codomain.event_dim))
+
+    @property
+    def parts(self) -> list[Transform]:
+        """Those of the steps, first to last."""
+        return [part for transform in self.transforms for part in transform.parts]
+
+    def walk(self, x: Tensor, visit: Visit) -> Tensor:
+        """All the steps forward, each part by ``visit``."""
+        for transform in self.transforms:
+            x = transform.walk(x, visit)
+
+        return x
+
+    def mapped(self, change: Callable[[Transform], Transform]) -> Composed:
+        """The same with every part changed."""
+        new = Composed([t.mapped(change) for t in self.transforms], self.exact)
+        new.precision, new.checks = self.precision, self.checks
+
+        return new
+
+    def invert(self, z: Tensor) -> tuple[Tensor, list[Solution]]:
+        """The inverse and the solutions of its steps; how steep it is is not looked at."""
+        wide = self._wide(z)
+        if wide is not None:
+            x, found = wide.invert(z.double())
+            return x.to(z.dtype), found
+        solutions: list[Solution] = []
+        for transform in reversed(self.transforms):
+            z, found = transform.invert(z)
+            solutions = found + solutions
+
+        return z, solutions
 
     def _wide(self, x: Tensor) -> Composed | None:
         """The same map in float64, for tensors of lower precision."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quarflow.transforms.base import Transform
+from quarflow.transforms.base import REALS, Transform
 
 __all__ = ["Affine", "Permutation"]
 
@@ -14,18 +14,28 @@ class Affine(Transform):
     r"""Elementwise :math:`z = x \, e^s + b`, increasing in each variable.
 
     Arguments:
-        shift: b, shape (*, D).
-        log_scale: s, shape (*, D).
+        shift: b, shape (*, D); for images one for each channel, (C).
+        log_scale: s, likewise.
         scale: Its exponential, if it is known already.
+        event_dim: 1 for vectors, 3 for images.
 
     Example:
         >>> t = Affine(torch.ones(2), torch.zeros(2))
         >>> t(torch.zeros(2)), t.inv(torch.ones(2))
         (tensor([1., 1.]), tensor([0., 0.]))
+        >>> t = Affine(torch.ones(2), torch.zeros(2), event_dim=3)
+        >>> t(torch.zeros(2, 4, 4)).shape, t.log_abs_det_jacobian(torch.zeros(2, 4, 4), None)
+        (torch.Size([2, 4, 4]), tensor(0.))
     """
 
-    def __init__(self, shift: Tensor, log_scale: Tensor, scale: Tensor | None = None) -> None:
+    def __init__(
+        self, shift: Tensor, log_scale: Tensor, scale: Tensor | None = None, event_dim: int = 1
+    ) -> None:
         super().__init__()
+        if event_dim == 3:
+            shift, log_scale = shift[:, None, None], log_scale[:, None, None]
+            scale = None if scale is None else scale[:, None, None]
+            self.domain = self.codomain = REALS[3]
         self.shift, self.log_scale = shift, log_scale
         self.scale = log_scale.exp() if scale is None else scale
 
@@ -33,15 +43,24 @@ class Affine(Transform):
         """Scale, then shift."""
         z = torch.addcmul(self.shift, x, self.scale)
 
-        return z, self.log_scale.sum(-1).expand(z.shape[:-1])
+        return z, self._ladj(z)
 
     def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Shift back, then scale back."""
         x = (z - self.shift) / self.scale
 
-        return x, (-self.log_scale.sum(-1)).expand(x.shape[:-1])
+        return x, -self._ladj(x)
+
+    def _ladj(self, x: Tensor) -> Tensor:
+        if self.domain.event_dim == 1:
+            return self.log_scale.sum(-1).expand(x.shape[:-1])
+
+        return (x.shape[-2] * x.shape[-1] * self.log_scale.sum()).expand(x.shape[:-3])
 
     def __repr__(self) -> str:
+        if self.domain.event_dim == 3:
+            return f"Affine(channels={len(self.shift)})"
+
         return f"Affine(features={self.shift.shape[-1]})"
 
 

@@ -10,10 +10,9 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from quarflow.transforms.base import Transform
+from quarflow.transforms.base import REALS, Transform
 
 __all__ = [
-    "ChannelAffine",
     "Flatten",
     "ImageTransform",
     "Logit",
@@ -26,8 +25,8 @@ __all__ = [
 class ImageTransform(Transform):
     """A bijection of images (*, C, H, W); the ladj has shape (*)."""
 
-    domain = constraints.independent(constraints.real, 3)
-    codomain = constraints.independent(constraints.real, 3)
+    domain = REALS[3]
+    codomain = REALS[3]
 
 
 class Logit(ImageTransform):
@@ -71,42 +70,6 @@ class Logit(ImageTransform):
 
     def __repr__(self) -> str:
         return f"Logit(alpha={self.alpha})"
-
-
-class ChannelAffine(ImageTransform):
-    r"""One affine map per channel, :math:`z = x \, e^s + b` (ActNorm).
-
-    Arguments:
-        shift: b, shape (C).
-        log_scale: s, shape (C).
-
-    Example:
-        >>> t = ChannelAffine(torch.ones(2), torch.zeros(2))
-        >>> t(torch.zeros(2, 4, 4)).shape, t.log_abs_det_jacobian(torch.zeros(2, 4, 4), None)
-        (torch.Size([2, 4, 4]), tensor(0.))
-    """
-
-    def __init__(self, shift: Tensor, log_scale: Tensor) -> None:
-        super().__init__()
-        self.shift, self.log_scale = shift, log_scale
-
-    def _ladj(self, x: Tensor) -> Tensor:
-        return (x.shape[-2] * x.shape[-1] * self.log_scale.sum()).expand(x.shape[:-3])
-
-    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale, then shift."""
-        scale = self.log_scale.exp()[:, None, None]
-
-        return torch.addcmul(self.shift[:, None, None], x, scale), self._ladj(x)
-
-    def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift back, then scale back."""
-        x = (z - self.shift[:, None, None]) * (-self.log_scale).exp()[:, None, None]
-
-        return x, -self._ladj(x)
-
-    def __repr__(self) -> str:
-        return f"ChannelAffine(channels={len(self.shift)})"
 
 
 class Squeeze(ImageTransform):
@@ -164,7 +127,7 @@ class Flatten(Transform):
         torch.Size([5, 4])
     """
 
-    domain = constraints.independent(constraints.real, 3)
+    domain = REALS[3]
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()

@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import constraints
 
-from quarflow.transforms.base import Transform
+from quarflow.solvers import Solution
+from quarflow.transforms.base import REALS, Transform, Visit
 from quarflow.transforms.image import Squeeze
 
 __all__ = ["MultiScale"]
-
-Step = Callable[[Transform, Tensor], Tensor]
 
 
 class MultiScale(Transform):
@@ -37,7 +35,7 @@ class MultiScale(Transform):
         torch.Size([5, 16])
     """
 
-    domain = constraints.independent(constraints.real, 3)
+    domain = REALS[3]
 
     def __init__(
         self, shape: Sequence[int], chains: Sequence[Sequence[Transform]], factor_out: bool
@@ -88,7 +86,33 @@ class MultiScale(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         return self._up(y, lambda transform, z: transform._inverse(z))
 
-    def _down(self, x: Tensor, step: Step) -> Tensor:
+    @property
+    def parts(self) -> list[Transform]:
+        """Those of the chains, first to last."""
+        return [part for chain in self.chains for transform in chain for part in transform.parts]
+
+    def walk(self, x: Tensor, visit: Visit) -> Tensor:
+        """All scales, each part by ``visit``."""
+        return self._down(x, lambda transform, x: transform.walk(x, visit))
+
+    def mapped(self, change: Callable[[Transform], Transform]) -> MultiScale:
+        """The same with every part changed."""
+        chains = [[t.mapped(change) for t in chain] for chain in self.chains]
+
+        return MultiScale(self.shape, chains, self.factor_out)
+
+    def invert(self, z: Tensor) -> tuple[Tensor, list[Solution]]:
+        """The inverse and the solutions of its steps."""
+        solutions: list[Solution] = []
+
+        def step(transform: Transform, z: Tensor) -> Tensor:
+            x, found = transform.invert(z)
+            solutions[:0] = found
+            return x
+
+        return self._up(z, step), solutions
+
+    def _down(self, x: Tensor, step: Visit) -> Tensor:
         done = []
         for scale, chain in enumerate(self.chains):
             if scale:
@@ -101,7 +125,7 @@ class MultiScale(Transform):
 
         return torch.cat([*done, x.flatten(-3)], -1)
 
-    def _up(self, z: Tensor, step: Step) -> Tensor:
+    def _up(self, z: Tensor, step: Visit) -> Tensor:
         batch, shapes = z.shape[:-1], self.shapes
         sizes = [math.prod(shape) for shape in shapes]
         # What is done before a scale is as much as goes on into it.

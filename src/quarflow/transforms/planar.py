@@ -2,31 +2,15 @@ r"""The planar step: a ridge across one direction."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as fn
 from torch import Tensor
 
 from quarflow.solvers import solve
 from quarflow.transforms.base import Transform
 from quarflow.transforms.implicit import implicit_root
+from quarflow.transforms.slopes import above_minus_one
 
-__all__ = ["LEAST_SLOPE", "PlanarStep", "above_minus_one"]
-
-LEAST_SLOPE = 1e-3  # an invertible map may not be flat; this is how flat it may get
-
-
-def above_minus_one(a: Tensor) -> Tensor:
-    r"""Increasing map of the real line to :math:`(-1 + \epsilon, \infty)` that keeps 0 at 0.
-
-    Example:
-        >>> above_minus_one(torch.tensor([-100.0, 3.0]))
-        tensor([-0.9990,  2.5694])
-    """
-    room = 1 - LEAST_SLOPE
-
-    return fn.softplus(a + math.log(math.expm1(room))) - room
+__all__ = ["PlanarStep"]
 
 
 class PlanarStep(Transform):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from quarflow.nn.branch import BoundBranch
-from quarflow.solvers import Map, Solution, default_tolerance, other_dtype, solve
-from quarflow.transforms.base import Transform, cast
-from quarflow.transforms.implicit import implicit_root
+from quarflow.nn.bound import BoundBranch
+from quarflow.solvers import Solution, solve
+from quarflow.transforms.solved import Function, SolvedStep, among
 from quarflow.transforms.substitution import substitute
 
 __all__ = ["QuARStep"]
@@ -18,20 +17,26 @@ __all__ = ["QuARStep"]
 WIDENED = 5e-8  # residual asked for in float64 when the answer is rounded to float32
 
 
-class QuARStep(Transform):
-    r"""Quasi-autoregressive residual step :math:`f(x) = x + F(x)`.
+EVENT = (-3, -2, -1)  # dimensions of one image; of one vector the last
+
+
+class QuARStep(SolvedStep):
+    r"""Quasi-autoregressive residual step :math:`f(x) = x + F(x)`, of vectors or images.
 
     .. math:: \log\det J = \sum_i \log(1 + d_i), \quad d_i = \partial F_i / \partial x_i
 
     Since :math:`|d_i| \le \sigma < 1` and the Jacobian is triangular, f is increasing in each own
-    variable and hence a global bijection, whatever the off-diagonal weights.
+    variable and hence a global bijection, whatever the off-diagonal weights. Of an image, a
+    pixel's channels depend on the pixels before it in raster order and on its own channels up to
+    theirs (reversed, on those after).
 
     Reference:
-        | Quasi-Autoregressive Residual (QuAR) Flows (Gopal, 2020), section 4
+        | Quasi-Autoregressive Residual (QuAR) Flows (Gopal, 2020), section 4, appendix C
         | https://arxiv.org/abs/2009.07419
 
     Arguments:
-        branch: F with effective weights and context bound.
+        branch: F with effective weights and context bound; it says whether of vectors, shape
+            (*, D), or of images, (*, C, H, W).
         solver: Keyword arguments of :func:`quarflow.solvers.solve`, for the inverse.
 
     Example:
@@ -40,11 +45,16 @@ class QuARStep(Transform):
         >>> x = torch.tensor([0.5, -1.0])
         >>> bool((step.inv(step(x)) - x).abs().max() < 1e-5)
         True
+        >>> from quarflow.nn import ConvBranch
+        >>> step = QuARStep(ConvBranch((1, 4, 4), 8, [False], [True]).bind()[0])
+        >>> x = torch.randn(2, 1, 4, 4)
+        >>> bool((step.inv(step(x)) - x).abs().max() < 1e-3)
+        True
     """
 
     def __init__(self, branch: BoundBranch, **solver: Any) -> None:
-        super().__init__()
-        self.branch, self.solver = branch, solver
+        super().__init__(branch.event_dim, solver)
+        self.branch = branch
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same step in another type; points that came in float32 need fewer digits."""
@@ -55,100 +65,133 @@ class QuARStep(Transform):
         return new
 
     def call_and_diagonal(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f(x) and the diagonal d of F's Jacobian, both (*, D)."""
-        F, d = self.branch(x)
+        """f(x) and the diagonal d of F's Jacobian, both of the shape of x."""
+        if self.event_dim == 1:
+            F, d = self.branch(x)
+        else:
+            F, d = (_images(part, x.shape) for part in self.branch(_pixels(x)))
 
         return x + F, d
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Exact, in one pass; log1p of a d below -1 would be NaN, never a wrong number."""
         z, d = self.call_and_diagonal(x)
+        batch = z.shape[: z.dim() - self.event_dim]
 
-        return z, torch.log1p(d).sum(-1).expand(z.shape[:-1])
+        return z, torch.log1p(d).sum(EVENT[-self.event_dim :]).expand(batch)
 
     def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """By :func:`quarflow.solvers.solve`; gradients by the implicit function theorem."""
         if torch.is_grad_enabled():
             x = self._inverse(z)
             return x, -self.call_and_ladj(x)[1]
+        # The solver's sweep at its answer gave the slopes there.
         found = self.solve(z)
+        x = self.solved(found, z)
 
-        return (
-            found.x.reshape(self._shape(z)),
-            -found.slope.log().sum(-1).reshape(self._shape(z)[:-1]),
-        )
-
-    def _inverse(self, z: Tensor) -> Tensor:
-        x = self.solve(z).x.reshape(self._shape(z))
-        if torch.is_grad_enabled():
-            x = implicit_root(x, z, self._call_and_slope, reverse=not self.branch.reverse)
-
-        return x
+        return x, -found.slope.log().sum(-1).reshape(x.shape[: x.dim() - self.event_dim])
 
     def inverse_near(self, z: Tensor, x: Tensor, tolerance: float) -> Tensor:
         """The inverse of z, found from an x that is close to it."""
-        return self.solve(z, start=x, tolerance=tolerance).x.reshape(self._shape(z))
+        return self.solved(self.solve(z, start=x, tolerance=tolerance), z)
 
+    @torch.no_grad()
     def solve(self, z: Tensor, start: Tensor | None = None, **options: Any) -> Solution:
-        """The inverse with iterations and residuals, rows flattened to (N, D).
+        """The inverse with iterations and residuals, points flattened to rows (N, D).
 
-        On a processor with compiled kernels one variable after the other is solved
-        (:func:`quarflow.transforms.substitution.substitute`), unless a method is asked for;
-        otherwise it is the method ``newton`` of :func:`quarflow.solvers.solve`.
+        By substitution in compiled kernels, for vectors, unless a method is asked for; by the
+        methods of the solvers otherwise, and for rows that it leaves. Images are in raster order.
 
         Arguments:
-            z: Shape (*, D).
+            z: Shape (*, D) or (*, C, H, W).
             start: Where to start, of the shape of the answer; z by default.
             options: Instead of the step's own options of the solver.
         """
-        shape = self._shape(z)
-        y = z.detach().expand(shape).reshape(-1, shape[-1])
-        branch = self.branch.flat(shape[:-1])
-
+        shape = self.shape(z)
+        y = self.rows(z.detach(), shape)
         if start is not None:
-            start = start.detach().expand(shape).reshape_as(y)
+            start = self.rows(start.detach(), shape)
         options = {**self.solver, **options}
-        found, tolerance = None, options.get("tolerance")
-        tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
+        tolerance = options.get("tolerance")
+        options["tolerance"] = self.tolerance(y.dtype) if tolerance is None else tolerance
+        f, other, found = self.function(shape), self.other(shape, y.dtype), None
         if not options.keys() & {"method", "max_iterations"}:
-            found = substitute(branch, y, start, tolerance)
+            found = substitute(self.branch.flat(shape[:-1]), y, start, options["tolerance"])
         if found is None:
-            return _by_sweeps(branch, y, start, options)
+            options |= {"reverse": self.branch.reverse, "other": other}
+            return solve(f, y, start=start, **options)
 
-        left = (~(found.residual <= tolerance)).nonzero().squeeze(-1)
+        left = (~(found.residual <= options["tolerance"])).nonzero().squeeze(-1)
         if not len(left):
             return found
-        rest = _by_sweeps(branch.rows(left), y[left], found.x[left], options)
+        begun = found.x[left]
+        rest = solve(
+            among(f, left),
+            y[left],
+            reverse=self.branch.reverse,
+            start=begun,
+            other=lambda: among(other(), left),
+            **options,
+        )
 
         return found.replaced(left, rest)
 
-    def _call_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, d = self.call_and_diagonal(x)
+    def function(self, shape: Size) -> Function:
+        """f and its slopes as the solver sees them, for points of a shape."""
+        branch = self.branch if self.event_dim == 3 else self.branch.flat(shape[:-1])
+        C, H, W = (1, 1, *shape)[-3:]
+        one = (H, W, C) if self.event_dim == 3 else (W,)
+        total = shape[: len(shape) - self.event_dim].numel()
 
-        return z, 1 + d
-
-    def _shape(self, z: Tensor) -> torch.Size:
-        return torch.broadcast_shapes(z.shape, (*self.branch.batch_shape, z.shape[-1]))
-
-    def __repr__(self) -> str:
-        order = "reversed" if self.branch.reverse else "natural"
-
-        return f"QuARStep(features={len(self.branch.bound)}, order={order})"
-
-
-def _by_sweeps(
-    branch: BoundBranch, y: Tensor, start: Tensor | None, options: dict[str, Any]
-) -> Solution:
-    """By a method of the solvers, which evaluate the whole branch for the rows that are left."""
-
-    def map_of(branch: BoundBranch) -> Map:
-        def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            value, d = (branch if len(rows) == len(y) else branch.rows(rows))(x)
-            return x + value, 1 + d
+        def f(x: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+            own = branch if rows is None or len(rows) == total else branch.rows(rows)
+            F, d = own(x.reshape(-1, *one))
+            return x + F.reshape(x.shape), 1 + d.reshape(x.shape)
 
         return f
 
-    def other() -> Map:
-        return map_of(cast(branch, other_dtype(y.dtype)))
+    @property
+    def bound(self) -> Tensor:
+        """The certified bound on abs(d), shape (D)."""
+        return self.branch.bound
 
-    return solve(map_of(branch), y, reverse=branch.reverse, start=start, other=other, **options)
+    def measured(self, x: Tensor) -> float:
+        """The largest abs(d) over the points x."""
+        return float(self.call_and_diagonal(x)[1].abs().max())
+
+    @property
+    def context_shape(self) -> Size:
+        """Batch shape of the context that is bound."""
+        return self.branch.batch_shape
+
+    def rows(self, x: Tensor, shape: Size) -> Tensor:
+        """Points as rows (N, D); images in raster order, all channels of a pixel together."""
+        return super().rows(x, shape) if self.event_dim == 1 else _pixels(x).flatten(1)
+
+    def points(self, rows: Tensor, shape: Size) -> Tensor:
+        """Points of a shape from their rows."""
+        if self.event_dim == 1:
+            return super().points(rows, shape)
+        C, H, W = shape[-3:]
+
+        return _images(rows.reshape(-1, H, W, C), shape)
+
+    @property
+    def _transposed(self) -> dict[str, Any]:
+        return {"reverse": not self.branch.reverse}
+
+    def __repr__(self) -> str:
+        order = "reversed" if self.branch.reverse else "natural"
+        size = "features" if self.event_dim == 1 else "channels"
+
+        return f"QuARStep({size}={len(self.branch.bound)}, order={order})"
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """(*, C, H, W) to rows of pixels (N, H, W, C)."""
+    return x.reshape(x.shape[:-3].numel(), *x.shape[-3:]).permute(0, 2, 3, 1).contiguous()
+
+
+def _images(pixels: Tensor, shape: Size) -> Tensor:
+    """Rows of pixels back to (*, C, H, W)."""
+    return pixels.permute(0, 3, 1, 2).reshape(shape)

@@ -2,13 +2,12 @@ r"""All the steps of a QuAR flow, forward in one go."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from quarflow.nn.branch import BoundBranches
+from quarflow.nn.bound import BoundBranches
 from quarflow.nn.chain import Chain, residual_chain
 from quarflow.transforms.base import Transform
 from quarflow.transforms.compose import Composed
@@ -46,45 +45,46 @@ class QuARChain(Composed):
         log_scale: Tensor,
         first: Transform | None = None,
     ) -> None:
-        Transform.__init__(self)
+        super().__init__((), exact=True)
         self.first = first
         self.branches, self.shift, self.log_scale = branches, shift, log_scale
         self.scale = log_scale.exp()
-        self.exact = True
+        self._steps = None  # made when they are asked for: forward nobody does
 
-    @cached_property
-    def transforms(self) -> list[Transform]:  # type: ignore[override]
+    @property
+    def transforms(self) -> list[Transform]:
         """The steps, first to last."""
-        parts = zip(self.shift, self.log_scale, self.scale, strict=True)
-        affines = [Affine(*part) for part in parts]
-        chain: list[Transform] = [] if self.first is None else [self.first]
-        chain.append(affines[0])
-        for branch, affine in zip(self.branches, affines[1:], strict=True):
-            chain += [QuARStep(branch), affine]
+        if self._steps is None:
+            parts = zip(self.shift, self.log_scale, self.scale, strict=True)
+            affines = [Affine(*part) for part in parts]
+            self._steps = [] if self.first is None else [self.first]
+            self._steps.append(affines[0])
+            for branch, affine in zip(self.branches, affines[1:], strict=True):
+                self._steps += [QuARStep(branch), affine]
 
-        return chain
+        return self._steps
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same map in another type."""
-        self.transforms  # noqa: B018 - each step decides what its solver needs in that type
+        self._steps = self.transforms  # each step decides what its solver needs in that type
 
         return super().to(dtype)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All the steps forward."""
-        b, before = self.branches, x.new_zeros(())
+        b, constant = self.branches, self.log_scale.sum()
         if self.first is not None:
-            x, before = self.first.call_and_ladj(x)
+            x, own = self.first.call_and_ladj(x)
+            constant = constant + own
         batch = torch.broadcast_shapes(x.shape[:-1], b.biases[0].shape[1:-1])
         rows = x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1])
-        biases = tuple(_rows(bias, batch) for bias in b.biases)
-        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation, b.reverse)
+        biases = b.biases
+        if biases[0].dim() > 2:
+            biases = tuple([_rows(bias, batch) for bias in biases])
+        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation, b.shape)
         z, ladj = residual_chain(rows, chain)
 
-        return (
-            z.reshape(*batch, x.shape[-1]),
-            ladj.reshape(batch) + (before + self.log_scale.sum()),
-        )
+        return z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + constant
 
     def _call(self, x: Tensor) -> Tensor:
         wide = self._wide(x)
@@ -95,9 +95,7 @@ class QuARChain(Composed):
 
 
 def _rows(bias: Tensor, batch: torch.Size) -> Tensor:
-    """(T, H) as it is; with a context of shape (T, *, H), a row for each point: (T, N, H)."""
-    if bias.dim() == 2:
-        return bias
+    """With a context of shape (T, *, H), a row for each point: (T, N, H)."""
     T, *context, H = bias.shape
     missing = len(batch) - len(context)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 
 from quarflow.transforms.base import Transform
-from quarflow.transforms.planar import above_minus_one
+from quarflow.transforms.slopes import above_minus_one
 
 __all__ = ["RadialStep"]
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from quarflow.nn.lipschitz import LipschitzBranch
-from quarflow.nn.mlp import BoundMLP
-from quarflow.solvers import Map, Solution, other_dtype, solve
-from quarflow.transforms.base import Transform, cast
-from quarflow.transforms.implicit import implicit_root
+from quarflow.nn.mlp import BoundMLP, Linearization
+from quarflow.solvers import Solution, solve
 from quarflow.transforms.logdet import LogDet, value_and_logdet
+from quarflow.transforms.solved import Function, SolvedStep
 
 __all__ = ["ResidualStep"]
 
 
-class ResidualStep(Transform):
-    r"""Residual step :math:`f(x) = x + F(x)` with a dense Jacobian.
+class ResidualStep(SolvedStep):
+    r"""Residual step :math:`f(x) = x + F(x)` with a dense Jacobian, of vectors or images.
 
     Lip(F) < 1 makes it a bijection, whose inverse :math:`x \leftarrow z - F(x)` converges at the
     rate Lip(F). The log-det is a series, as :class:`quarflow.transforms.LogDet` says: an
@@ -30,7 +29,8 @@ class ResidualStep(Transform):
         | https://arxiv.org/abs/1906.02735
 
     Arguments:
-        branch: F with effective weights and context bound, and its Lipschitz bound.
+        branch: F with effective weights and context bound, and its Lipschitz bound; its network
+            says whether of vectors, shape (*, D), or of images, (*, C, H, W).
         logdet: How the log-det is computed.
         generator: Of the random numbers of the log-det; the global one by default.
         solver: Keyword arguments of :func:`quarflow.solvers.solve`, for the inverse.
@@ -50,11 +50,10 @@ class ResidualStep(Transform):
         generator: torch.Generator | None = None,
         **solver: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(branch.network.event_dim, solver)
         self.branch = branch
         self.logdet = LogDet() if logdet is None else logdet
         self.generator = generator
-        self.solver = solver
 
     def with_generator(self, generator: torch.Generator | None) -> ResidualStep:
         """The same step, its random numbers from another generator."""
@@ -62,12 +61,11 @@ class ResidualStep(Transform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z and its ladj, or an estimate of it."""
-        shape = self._shape(x)
-        flat = x.expand(shape).reshape(-1, shape[-1])
-        network = self.branch.network.flat(shape[:-1])
+        shape = self.shape(x)
+        flat, network = self.rows(x, shape), self._flat_network(shape)
         F, ladj = value_and_logdet(network, flat, self.logdet, self.generator)
 
-        return x + F.reshape(shape), ladj.reshape(shape[:-1])
+        return x + F.reshape(shape), ladj.reshape(shape[: len(shape) - self.event_dim])
 
     def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """By fixed point; gradients by the implicit function theorem; the ladj as forward."""
@@ -77,52 +75,75 @@ class ResidualStep(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         # No log-det where none is asked for.
-        return x + self.branch.network(x)
+        shape = self.shape(x)
 
-    def _inverse(self, y: Tensor) -> Tensor:
-        x = self.solve(y).x.reshape(self._shape(y))
-        if torch.is_grad_enabled():
-            x = implicit_root(x, y, self._call_and_slope, method="fixed_point")
-
-        return x
+        return x + self._flat_network(shape)(self.rows(x, shape)).reshape(shape)
 
     def solve(self, z: Tensor) -> Solution:
-        """The inverse with iterations and residuals, rows flattened to (N, D)."""
-        shape = self._shape(z)
-        y = z.detach().expand(shape).reshape(-1, shape[-1])
-        network = self.branch.network.flat(shape[:-1])
+        """The inverse with iterations and residuals, points flattened to rows (N, D)."""
+        shape = self.shape(z)
+        y = self.rows(z.detach(), shape)
+        options = {**self._transposed, "tolerance": self.tolerance(y.dtype), **self.solver}
 
-        def map_of(network: BoundMLP) -> Map:
-            def f(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-                F = (network if len(rows) == len(y) else network.rows(rows))(x)
-                return x + F, torch.ones_like(x)
+        return solve(self.function(shape), y, other=self.other(shape, y.dtype), **options)
 
-            return f
+    def function(self, shape: Size) -> Function:
+        """f as the solver sees it; slopes of 1 make its sweep that of the fixed point."""
+        network = self._flat_network(shape)
+        total = shape[: len(shape) - self.event_dim].numel()
 
-        def other() -> Map:
-            return map_of(cast(network, other_dtype(y.dtype)))
+        def f(x: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+            own = network if rows is None or len(rows) == total else network.rows(rows)
+            return x + own(x), torch.ones_like(x)
 
-        options: dict[str, Any] = {"method": "fixed_point"} | self.solver
-
-        return solve(map_of(network), y, other=other, **options)
+        return f
 
     @torch.no_grad()
-    def largest_norm(self, x: Tensor) -> float:
-        """Largest spectral norm of F's Jacobian over the points x, (*, D): below Lip(F)."""
-        shape = self._shape(x)
-        flat = x.expand(shape).reshape(-1, shape[-1])
-        J = self.branch.network.flat(shape[:-1]).linearize(flat)[1].dense()
+    def measured(self, x: Tensor) -> float:
+        """Largest norm of F's Jacobian over the points x: below Lip(F).
 
-        return float(torch.linalg.matrix_norm(J, 2).max())
+        Of vectors it is exact; of images it is found by power iteration, from below.
+        """
+        shape = self.shape(x)
+        derivative = self._flat_network(shape).linearize(self.rows(x, shape))[1]
+        if self.event_dim == 1:
+            return float(torch.linalg.matrix_norm(derivative.dense(), 2).max())
 
-    def _call_and_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # Slopes of 1 make the solver's sweep that of the fixed point.
-        return x + self.branch.network(x), torch.ones_like(x)
+        return float(power_norm(derivative, self.rows(x, shape)).max())
 
-    def _shape(self, x: Tensor) -> torch.Size:
-        return torch.broadcast_shapes(x.shape, (*self.branch.network.batch_shape, x.shape[-1]))
+    @property
+    def bound(self) -> Tensor:
+        """The certified bound on Lip(F), a scalar."""
+        return self.branch.bound
+
+    @property
+    def context_shape(self) -> Size:
+        """Batch shape of the context that is bound."""
+        return self.branch.network.batch_shape
+
+    def _flat_network(self, shape: Size) -> BoundMLP:
+        return self.branch.network.flat(shape[: len(shape) - self.event_dim])
+
+    @property
+    def _transposed(self) -> dict[str, Any]:
+        return {"method": "fixed_point"}
 
     def __repr__(self) -> str:
-        features = self.branch.network.weights[0].shape[-1]
+        network = self.branch.network
+        size = f"features={network.weights[0].shape[-1]}"
+        if network.shape is not None:
+            size = f"shape={network.shape}"
 
-        return f"ResidualStep(features={features}, logdet={self.logdet.mode!r})"
+        return f"ResidualStep({size}, logdet={self.logdet.mode!r})"
+
+
+def power_norm(derivative: Linearization, like: Tensor, iterations: int = 20) -> Tensor:
+    """Spectral norms from below, shape (N), by power iteration from vectors like (N, D)."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    tiny = torch.finfo(v.dtype).tiny
+    for _ in range(iterations):
+        v = derivative.vjp(derivative.jvp(v))
+        v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(tiny)
+
+    return torch.linalg.vector_norm(derivative.jvp(v), dim=-1)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from quarflow.native import chain as native
-from quarflow.nn.branch import BoundBranch
-from quarflow.nn.fused import Layers, shape_of, single_step
+from quarflow.nn.bound import BoundBranch
+from quarflow.nn.recurrence import Layers
+from quarflow.nn.value_diagonal import single_step
 from quarflow.solvers import AIM, Solution, default_tolerance
 
 __all__ = ["substitute"]
@@ -44,8 +45,10 @@ def substitute(
         >>> found is None or bool(found.residual <= 1e-6)
         True
     """
+    if branch.event_dim != 1:
+        return None
     layers = Layers(branch.weights, branch.blocks, branch.biases, branch.reverse)
-    shape = shape_of(layers.blocks, branch.activation, (branch.reverse,))
+    shape = native.Shape.of(layers.blocks, branch.activation.name, (branch.reverse,))
     tensors = single_step(layers)
     tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
     start = y if start is None else start

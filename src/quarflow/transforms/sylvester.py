@@ -8,7 +8,7 @@ from torch import Tensor
 from quarflow.solvers import Solution, solve
 from quarflow.transforms.base import Transform
 from quarflow.transforms.implicit import implicit_root
-from quarflow.transforms.planar import LEAST_SLOPE
+from quarflow.transforms.slopes import LEAST_SLOPE
 
 __all__ = ["SylvesterStep"]
 

@@ -26,7 +26,7 @@ class Recipe:
     Attributes:
         flow: Its class.
         arguments: Of the flow.
-        training: Arguments of `TrainingSettings`, but for the budget and the seed.
+        training: Arguments of ``TrainingSettings``, but for the budget and the seed.
         flip: Whether training images are mirrored at random.
     """
 

@@ -66,7 +66,7 @@ def table1(
         quiet: Print nothing.
 
     Raises:
-        ValueError: if an argument is out of its range, or the images are not to be had.
+        ValueError: if an argument is out of its range, or the images cannot be loaded.
     """
     one_of("dataset", [dataset], SETS)
     one_of("setting", [setting], ("paper", "best"))

@@ -1,7 +1,18 @@
-r"""The Lipschitz Trick: the scale of a branch's output that keeps abs(d) below sigma.
+r"""The Lipschitz Trick: a network's output scaled so that its diagonal stays below sigma.
 
-It is computed in float64 whatever the type of the weights, so that one set of weights is one
-model, and only what it is multiplied with is rounded.
+.. math:: F = \frac{\sigma}{\theta + P} \, N, \quad
+    |d_i| \le \frac{\sigma P_i}{\theta_i + P_i} \le \sigma < 1
+
+where N is any network with activations no steeper than 1, P a certified upper bound on the
+product of its layer norms, and :math:`\theta \ge 0` is learned. Weights stay free: what would
+make the norms large makes the scale small.
+
+The scale is computed in float64 whatever the type of the weights, so that one set of weights is
+one model, and only what it is multiplied with is rounded.
+
+Reference:
+    | Quasi-Autoregressive Residual (QuAR) Flows (Gopal, 2020), section 4.2
+    | https://arxiv.org/abs/2009.07419
 """
 
 from __future__ import annotations
@@ -12,11 +23,21 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as fn
-from torch import Tensor
+from torch import Tensor, nn
 
 from quarflow.nn.norms import EPS
 
-__all__ = ["OutputScale", "limited", "output_scale", "refuse_overflow"]
+__all__ = [
+    "MAX_SIGMA",
+    "OutputScale",
+    "check_sigma",
+    "limited",
+    "lipschitz_trick",
+    "refuse_overflow",
+    "theta_parameter",
+]
+
+MAX_SIGMA = 0.9999  # so that 1 + d stays well above 0 in float32
 
 # Rounding of sigma, of sigma / P * P and of the products must not lift abs(d) above sigma.
 MARGIN = 1 - 4 * EPS
@@ -24,6 +45,25 @@ LEAST = torch.finfo(torch.float32).tiny ** 0.5
 UNDERFLOW = 1e-9  # what denormal numbers, which are rounded coarsely, can add to abs(d)
 ROOM, LAST_ROOM = 2.0**-20, 2.0**-10  # of the range of a type: points far out need the rest
 LARGEST = 1e150  # squares of it are finite in float64, in which bounds are computed
+
+
+def check_sigma(sigma: float) -> None:
+    """Refuse a bound that would not be strict.
+
+    Raises:
+        ValueError: if sigma is not above 0 and below 1 by some margin.
+    """
+    if not 0 < sigma <= MAX_SIGMA:
+        raise ValueError(
+            f"sigma must be above 0 and at most {MAX_SIGMA}, not {sigma}: the bound on abs(d) is "
+            f"strict, in float32 too."
+        )
+
+
+def theta_parameter(steps: int, features: int) -> nn.Parameter:
+    """What theta is the softplus of, shape (T, D), at its start."""
+    # softplus(-4) = 0.02: at first nearly all of the budget that sigma allows.
+    return nn.Parameter(torch.full((steps, features), -4.0))
 
 
 class OutputScale(NamedTuple):
@@ -39,19 +79,20 @@ class OutputScale(NamedTuple):
         return (tensor.double() * factor).to(tensor.dtype)
 
 
-def output_scale(P: Tensor, theta_raw: Tensor | None, sigma: float) -> OutputScale:
-    r"""The scale :math:`\sigma / (\theta + P)` of the outputs of all steps.
+def lipschitz_trick(theta_raw: Tensor | None, sigma: float, P: Tensor) -> OutputScale:
+    r"""Scale of the outputs of all steps, and the certified bound on abs(d) that it gives.
 
     Arguments:
-        P: Certified bound on the product of the layer norms, shape (T, D) or (T, 1).
-        theta_raw: What :math:`\theta` is the softplus of, shape (T, D), or None where it is 0.
+        theta_raw: Softplus of it is theta, shape (T, D); None for theta = 0.
         sigma: Strict bound on abs(d).
+        P: Upper bounds on the product of the layer norms, shape (T, D), or (T, 1) if it is that
+            of all dimensions.
 
     Returns:
-        Scale and bound, shapes (T, D) or (T, 1).
+        Both of shape (T, D) or (T, 1).
 
     Example:
-        >>> scale = output_scale(torch.full((1, 2), 4.0), None, 0.5)
+        >>> scale = lipschitz_trick(None, 0.5, torch.full((1, 2), 4.0))
         >>> scale.times(torch.ones(1, 2, 3)).round(decimals=3)
         tensor([[[0.1250, 0.1250, 0.1250],
                  [0.1250, 0.1250, 0.1250]]])
@@ -86,7 +127,7 @@ def limited(weight: Tensor, norm: Tensor, coeff: float) -> tuple[Tensor, Tensor]
 
 
 def refuse_overflow(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], scale: OutputScale, taps: int = 1
+    weights: Sequence[Tensor], biases: Sequence[Tensor], scale: OutputScale
 ) -> None:
     r"""Refuse weights with which hidden units overflow, or could at a point that lies far out.
 
@@ -94,10 +135,10 @@ def refuse_overflow(
     numbers are not looked at: neither are the results.
 
     Arguments:
-        weights: Effective weights of the layers, shapes (*, out, in), the last one not scaled.
+        weights: Effective weights of the layers, shapes (T, out, in) or (T, out, taps, in), the
+            last one not scaled.
         biases: Of the layers, not scaled, without what a context adds.
         scale: What the last layer will be multiplied with.
-        taps: How many outputs of the last layer are summed.
 
     Raises:
         ValueError: if the weights are too large for their type.
@@ -105,9 +146,9 @@ def refuse_overflow(
     Example:
         >>> weights, biases = [torch.full((1, 1, 1), 1e35)], [torch.zeros(1, 1)]
         >>> with torch.no_grad():
-        ...     refuse_overflow(weights, biases, output_scale(torch.tensor([[1e35]]), None, 0.9))
+        ...     refuse_overflow(weights, biases, scale)
         >>> with torch.no_grad():
-        ...     refuse_overflow(weights, biases, output_scale(torch.tensor([[0.0]]), None, 0.9))
+        ...     refuse_overflow(weights, biases, scale)
         Traceback (most recent call last):
             ...
         ValueError: The weights are too large for float32, up to 1.0e+35: ...
@@ -120,8 +161,7 @@ def refuse_overflow(
     if not max(found) < math.inf:  # NaN compares false
         return
     L, dtype = len(weights), weights[0].dtype
-    fans = [weight.shape[-1] for weight in weights]
-    fans[-1] *= taps
+    fans = [weight.shape[2:].numel() for weight in weights]
     reach, last = 1.0, 1.0  # of hidden units and tangents, and of F, for x up to 1
     for fan, size, bias in zip(fans, found[:L], found[L:], strict=True):
         reach, last = max(reach, last), last * size * fan + bias

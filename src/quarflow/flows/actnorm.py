@@ -1,0 +1,105 @@
+r"""Elementwise affine maps of a flow (ActNorm), with their parameters, and their first values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from quarflow.transforms import Affine, Transform
+
+__all__ = ["ActNorms", "standardise"]
+
+
+class ActNorms(nn.Module):
+    r"""Elementwise affine maps of a flow (ActNorm), shape (T, D), or (T, C) for images.
+
+    They start as identities; :func:`standardise` sets them from data.
+
+    Reference:
+        | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018)
+        | https://arxiv.org/abs/1807.03039
+
+    Arguments:
+        steps: Number T of maps.
+        features: Number D of variables, or C of channels.
+        event_dim: 1 for vectors, 3 for images.
+        flagged: Whether it is noted here that they were set, and saved with the parameters.
+    """
+
+    initialized: Tensor
+
+    def __init__(
+        self, steps: int, features: int, event_dim: int = 1, flagged: bool = True
+    ) -> None:
+        super().__init__()
+        self.event_dim = event_dim
+        self.shift = nn.Parameter(torch.zeros(steps, features))
+        self.log_scale = nn.Parameter(torch.zeros(steps, features))
+        if flagged:
+            self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self) -> list[Affine]:
+        """The T affine maps."""
+        parts = (self.shift, self.log_scale, self.log_scale.exp())
+        each = zip(*[p.unbind() for p in parts], strict=True)
+
+        return [Affine(b, s, scale, self.event_dim) for b, s, scale in each]
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Shift and log-scale of all of them, as views, shapes (T, D)."""
+        return self.shift.view_as(self.shift), self.log_scale.view_as(self.log_scale)
+
+    @torch.no_grad()
+    def normalize(self, step: int, x: Tensor) -> Affine:
+        """Set one of the maps so that it standardises x, (*, D) or (N, C, H, W), and give it."""
+        rows = x.movedim(-self.event_dim, -1).reshape(-1, x.shape[-self.event_dim])
+        std = rows.std(0, correction=0) if len(rows) > 1 else torch.ones_like(rows[0])
+        log_scale = -(std + 1e-6).log()
+        self.log_scale[step] = log_scale
+        self.shift[step] = -rows.mean(0) * log_scale.exp()
+
+        return self()[step]
+
+    def extra_repr(self) -> str:
+        """Shapes, for printing."""
+        return f"features={self.shift.shape[1]}, steps={len(self.shift)}"
+
+
+@torch.no_grad()
+def standardise(
+    transform: Transform, norms: Iterable[ActNorms], x: Tensor, initialized: Tensor
+) -> bool:
+    """Standardise the output of every affine map on x; only the first time.
+
+    Arguments:
+        transform: That of the flow; its affine maps are those of the norms, in their order.
+        norms: What the affine maps are made of.
+        x: Data, as the transform takes it.
+        initialized: Whether it was done before; set to True.
+
+    Returns:
+        Whether anything was done: not on a flow that has been initialised or loaded.
+
+    Raises:
+        ValueError: if x is not finite.
+    """
+    if initialized:
+        return False
+    if not x.isfinite().all():
+        raise ValueError("The data to initialise on hold NaN or infinite values.")
+    places = iter([(norm, step) for norm in norms for step in range(len(norm.shift))])
+
+    def visit(part: Transform, x: Tensor) -> Tensor:
+        if isinstance(part, Affine):
+            norm, step = next(places)
+            part = norm.normalize(step, x)
+        found: Tensor = part(x)
+
+        return found
+
+    transform.walk(x, visit)
+    initialized.fill_(True)
+
+    return True

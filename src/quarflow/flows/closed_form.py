@@ -1,0 +1,86 @@
+r"""Residual steps whose log-det has a closed form: what such flows have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quarflow.flows.actnorm import ActNorms
+from quarflow.flows.bases import base as make_base
+from quarflow.flows.checks import check_sizes
+from quarflow.flows.flow import Flow
+from quarflow.nn.draws import normal_
+from quarflow.transforms import Transform
+
+__all__ = ["ClosedForm"]
+
+
+class ClosedForm(Flow):
+    """Steps of a few parameters each, which a small network gives from the context.
+
+    Arguments:
+        sizes: For each parameter of a step, how many numbers it has.
+        spreads: For each parameter, the standard deviation that it starts with.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        transforms: int,
+        hidden_features: Sequence[int],
+        inverse: bool,
+        base: str,
+        sizes: Mapping[str, int],
+        spreads: Mapping[str, float],
+    ) -> None:
+        super().__init__(features, context)
+        check_sizes(features, context, transforms, hidden_features)
+        self.steps, self.inverse, self.sizes = transforms, inverse, dict(sizes)
+        total = sum(sizes.values())
+        parts = [
+            spreads[name] * normal_(torch.empty(transforms, size)) for name, size in sizes.items()
+        ]
+        self.free = nn.Parameter(torch.cat(parts, -1))
+        self.network = _network(context, hidden_features, transforms * total) if context else None
+        self.actnorms = ActNorms(transforms + 1, features)
+        self.base = make_base(base, features)
+
+    @abstractmethod
+    def step(self, t: int, parameters: dict[str, Tensor]) -> Transform:
+        """One step, from its parameters, each of shape (*, size)."""
+
+    def transforms(self, c: Tensor | None) -> list[Transform]:
+        """Affine, step, affine, ..., affine."""
+        affines = self.actnorms()
+        parameters = self.free  # (T, total)
+        if self.network is not None and c is not None:
+            parameters = parameters + self.network(c).unflatten(-1, parameters.shape)
+        chain: list[Transform] = [affines[0]]
+        for t, values in enumerate(parameters.unbind(-2)):
+            parts = values.split(list(self.sizes.values()), -1)
+            step = self.step(t, dict(zip(self.sizes, parts, strict=True)))
+            chain += [step.inv if self.inverse else step, affines[t + 1]]
+
+        return chain
+
+    def extra_repr(self) -> str:
+        """Options, for printing."""
+        return f"features={self.features}, context={self.context}, steps={self.steps}"
+
+
+def _network(context: int, hidden_features: Sequence[int], outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in hidden_features:
+        layers += [nn.Linear(context, width, dtype=torch.float32), nn.ELU()]
+        context = width
+    last = nn.Linear(context, outputs, dtype=torch.float32)
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.zero_()
+
+    # drawn in float32, whatever the default is
+    return nn.Sequential(*layers, last).to(torch.get_default_dtype())
