@@ -24,7 +24,7 @@ from quarflow import (
     SylvesterFlow,
 )
 from quarflow.data.columns import Column, Columns
-from quarflow.flows.data_units import DataUnits
+from quarflow.density.data_units import DataUnits
 from quarflow.flows.flow import FlowDistribution
 from quarflow.nn import ACTIVATIONS, MADE, Branch, ConvBranch, LipschitzConvNet, LipschitzMLP
 from quarflow.transforms import (

@@ -9,10 +9,11 @@ from sklearn.covariance import LedoitWolf
 
 from quarflow import QuAR, QuARDensity
 from quarflow.data.columns import Columns
-from quarflow.defaults import choose_defaults
-from quarflow.fitting import TableRows, data_units
-from quarflow.gaussian import best_gaussian, gaussians, marginal_entropies
-from quarflow.starting import Judge, Start, fall_back, find_start
+from quarflow.density.data_units import data_units
+from quarflow.density.defaults import choose_defaults
+from quarflow.density.gaussian import best_gaussian, gaussians, marginal_entropies
+from quarflow.density.rows import TableRows
+from quarflow.density.starting import Judge, Start, fall_back, find_start
 from quarflow.store import load_model
 from quarflow.training import TrainingResult, TrainingSettings
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from quarflow._version import __version__
 
 if TYPE_CHECKING:
-    from quarflow.estimator import QuARDensity
+    from quarflow.density.image import ImageDensity
+    from quarflow.density.kinds import density_for, open_density
+    from quarflow.density.table import QuARDensity
     from quarflow.flows import (
         Autoregressive,
         Flow,
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
         SylvesterFlow,
     )
     from quarflow.solvers import InversionError
-    from quarflow.store import load_flow, save_flow
+    from quarflow.store.folder import load_flow, save_flow
 
 __all__ = [
     "Autoregressive",
     "Flow",
+    "ImageDensity",
     "ImageQuAR",
     "ImageResidualFlow",
     "InversionError",
@@ -36,7 +39,9 @@ __all__ = [
     "ResidualFlow",
     "SylvesterFlow",
     "__version__",
+    "density_for",
     "load_flow",
+    "open_density",
     "save_flow",
 ]
 
@@ -44,17 +49,20 @@ __all__ = [
 _HOMES = {
     "Autoregressive": "quarflow.flows",
     "Flow": "quarflow.flows",
+    "ImageDensity": "quarflow.density.image",
     "ImageQuAR": "quarflow.flows",
     "ImageResidualFlow": "quarflow.flows",
     "InversionError": "quarflow.solvers",
     "PlanarFlow": "quarflow.flows",
     "QuAR": "quarflow.flows",
-    "QuARDensity": "quarflow.estimator",
+    "QuARDensity": "quarflow.density.table",
     "RadialFlow": "quarflow.flows",
     "ResidualFlow": "quarflow.flows",
     "SylvesterFlow": "quarflow.flows",
-    "load_flow": "quarflow.store",
-    "save_flow": "quarflow.store",
+    "density_for": "quarflow.density.kinds",
+    "load_flow": "quarflow.store.folder",
+    "open_density": "quarflow.density.kinds",
+    "save_flow": "quarflow.store.folder",
 }
 
 

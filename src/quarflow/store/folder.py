@@ -20,10 +20,19 @@ from safetensors.torch import save_file
 
 from quarflow._version import __version__
 from quarflow.data.columns import Column
-from quarflow.exchange import exchange, recover
 from quarflow.files import plain
 from quarflow.flows import Flow
-from quarflow.store_flows import (
+from quarflow.store.exchange import exchange, recover
+from quarflow.store.read import (
+    StoreError,
+    check_finite,
+    check_size,
+    read_json,
+    read_log,
+    read_metrics,
+    read_weights,
+)
+from quarflow.store.schema import (
     FlowConfig,
     ImageConfig,
     QuARArguments,
@@ -32,15 +41,6 @@ from quarflow.store_flows import (
     build_flow,
     flow_config,
     least_numbers,
-)
-from quarflow.store_read import (
-    StoreError,
-    check_finite,
-    check_size,
-    read_json,
-    read_log,
-    read_metrics,
-    read_weights,
 )
 
 __all__ = [
