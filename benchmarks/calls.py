@@ -94,7 +94,7 @@ def measured() -> dict[str, Passed]:
     pixels = rng.integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
     images = Images(pixels, None, 256, "noise")
     settings = {"max_epochs": 1, "batch_size": 32, "random_state": 0, "device": "cpu"}
-    density = ImageDensity(scales=2, blocks=2, hidden_channels=8, **settings)
+    density = ImageDensity(scales=2, transforms=2, hidden_channels=8, **settings)
     found["training step, images"] = one_step(lambda: density.fit(images))
 
     return found

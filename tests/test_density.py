@@ -16,7 +16,7 @@ from quarflow.density.defaults import IMAGE_TRAINING
 from quarflow.density.kinds import KINDS
 
 TABLE = {"transforms": 1, "hidden_features": [4], "max_epochs": 1, "random_state": 0}
-IMAGE = {"scales": 1, "blocks": 1, "hidden_channels": 2, "max_epochs": 1, "random_state": 0}
+IMAGE = {"scales": 1, "transforms": 1, "hidden_channels": 2, "max_epochs": 1, "random_state": 0}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_options_of_other_kinds_are_refused(place, fitted, tmp_path):
 
 
 def test_settings_of_images_are_checked_when_it_is_made():
-    with pytest.raises(ValueError, match=r"There is no setting 'block'.*blocks"):
+    with pytest.raises(ValueError, match=r"There is no setting 'block'.*transforms"):
         ImageDensity(block=3)
     with pytest.raises(ValueError, match="flow is one of ImageQuAR, ImageResidualFlow"):
         ImageDensity(flow="QuAR")

@@ -21,6 +21,7 @@ from quarflow import QuARDensity
 from quarflow.store import CONFIG, LOG, METRICS, WEIGHTS, StoreError, is_model, load_model
 from quarflow.store import exchange as swapping
 from quarflow.store import folder as store_module
+from quarflow.store.schema import least_numbers
 
 BOMB = "quarflow_was_here"
 
@@ -231,10 +232,10 @@ def test_many_columns_and_a_narrow_layer_are_refused_before_they_are_built(
 
 
 def test_least_numbers_is_no_more_than_there_are(original):
-    arguments = load_model(original[1]).config.flow.arguments
+    config = load_model(original[1]).config.flow
     numbers = sum(t.numel() for t in original[0].flow_.state_dict().values())
 
-    assert 0.7 * numbers < arguments.least_numbers() <= numbers
+    assert least_numbers(config) == numbers
 
 
 CHANGES = {

@@ -20,7 +20,7 @@ from quarflow.experiments.paper.run import RecipeError
 from quarflow.experiments.timing import in_turn
 from quarflow.report.image_grid import grid_array
 
-TINY = {"scales": 2, "blocks": 1, "hidden_channels": 4}
+TINY = {"scales": 2, "transforms": 1, "hidden_channels": 4}
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_the_papers_setting_is_the_papers():
     assert cifar.arguments["hidden_channels"] == 528
     assert mnist.arguments["hidden_channels"] == 512
     for recipe in (cifar, mnist):
-        assert (recipe.arguments["scales"], recipe.arguments["blocks"]) == (3, 16)
+        assert (recipe.arguments["scales"], recipe.arguments["transforms"]) == (3, 16)
         assert recipe.arguments["activation"] == "elu"
         assert recipe.arguments["norm"] == "center"
         assert recipe.training["batch_size"] == 64
@@ -191,7 +191,7 @@ def test_table1_refuses_on_the_command_line(tmp_path):
 
 
 def test_table2_measures_every_column(tmp_path, monkeypatch):
-    size = {"shape": [3, 4, 4], "scales": 1, "blocks": 1, "hidden_channels": 6}
+    size = {"shape": [3, 4, 4], "scales": 1, "transforms": 1, "hidden_channels": 6}
     monkeypatch.setattr(two, "SIZES", {"small": size})
     asked = []
 
@@ -228,7 +228,7 @@ def test_columns_take_turns():
 
 WORKLOAD = {
     "flow": "ImageQuAR",
-    "arguments": {"shape": [3, 8, 8], "scales": 1, "blocks": 1, "hidden_channels": 96},
+    "arguments": {"shape": [3, 8, 8], "scales": 1, "transforms": 1, "hidden_channels": 96},
     "phase": "train",
     "device": "cpu",
 }
@@ -239,8 +239,8 @@ def test_memory_is_that_of_a_process_of_its_own():
     found = measure.peak_memory(**WORKLOAD, batch_size=64)
     assert ballast[0] == 1
     assert 1e6 < found["bytes"] < 300e6
-    wrong = {**WORKLOAD["arguments"], "blocks": 0}
-    with pytest.raises(RecipeError, match="blocks must be at least 1"):
+    wrong = {**WORKLOAD["arguments"], "transforms": 0}
+    with pytest.raises(RecipeError, match="transforms must be at least 1"):
         measure.peak_memory(**{**WORKLOAD, "arguments": wrong}, batch_size=2)
 
 

@@ -65,7 +65,7 @@ def fit(
       quarflow fit data.csv -o model
       quarflow fit data.parquet -o model --columns mass,energy --context angle --minutes 5
       quarflow fit data.csv -o model --set hidden_features=[64,64] --set 'bounds={"age":[0,null]}'
-      quarflow fit pictures/ -o model --minutes 30 --set blocks=8 --set flip=true
+      quarflow fit pictures/ -o model --minutes 30 --set transforms=8 --set flip=true
     """
     if resume and force:
         raise CommandError(
@@ -211,7 +211,7 @@ def _settings(kind: Any, assignments: Sequence[str]) -> dict[str, Any]:
             raise CommandError(f"--set takes key=value, such as --set {known[0]}=4, not {key!r}.")
         if key in OWN_OPTIONS:
             raise CommandError(f"--set {key} is not needed: use {OWN_OPTIONS[key]} instead.")
-        if key not in known:
+        if key not in known and key not in kind.former_setting_names():
             raise CommandError(
                 f"There is no setting {key!r} for {kind.of}. The settings are: {', '.join(known)}."
             )

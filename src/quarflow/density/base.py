@@ -79,6 +79,10 @@ class Density(Protocol):
     def setting_names(cls) -> list[str]:
         """Arguments that it is made with, but for those of a run."""
 
+    @classmethod
+    def former_setting_names(cls) -> set[str]:
+        """What settings were called in the release before; taken with a warning."""
+
     def fit(self, X: Any) -> Self:
         """Fit it to data."""
 

@@ -108,7 +108,7 @@ def image_architecture(shape: tuple[int, int, int], levels: int) -> dict[str, An
     return {
         "shape": [C, H, W],
         "scales": scales,
-        "blocks": 4,
+        "transforms": 4,
         "hidden_channels": 96,
         "levels": levels,
         "alpha": 0.05 if C > 1 else 1e-3,

@@ -26,6 +26,7 @@ from quarflow.density.image_evaluation import Evaluation, evaluate, summed, to_b
 from quarflow.density.image_fit import FLOWS, hold_out, make_flow, more_settings, parameter_counts
 from quarflow.density.rows import FIRST, ImageRows
 from quarflow.density.samples import ImageSamples
+from quarflow.flows.former import former_names, present_or_warn
 from quarflow.report.words import duration, number, plain
 from quarflow.store.folder import read_model, save_flow
 from quarflow.store.read import StoreError
@@ -55,7 +56,7 @@ class ImageDensity:
         random_state: Seed, RandomState or None: of weights, validation part, order and noise.
         verbose: Whether to show progress.
         checkpoint, resume: See :func:`quarflow.training.train`.
-        settings: Any argument of the flow (``blocks``, ``hidden_channels``, ...) or of
+        settings: Any argument of the flow (``transforms``, ``hidden_channels``, ...) or of
             :class:`quarflow.training.TrainingSettings`, over the defaults for images.
 
     Attributes:
@@ -70,7 +71,8 @@ class ImageDensity:
 
     Example:
         >>> x = Images(np.zeros((32, 1, 4, 4), np.uint8), None, 17, "black")
-        >>> density = ImageDensity(max_epochs=1, batch_size=8, blocks=1, hidden_channels=4).fit(x)
+        >>> density = ImageDensity(max_epochs=1, batch_size=8, transforms=1, hidden_channels=4)
+        >>> density = density.fit(x)
         >>> density.settings_["learning_rate"], density.sample(2, random_state=0).shape
         (0.003, (2, 1, 4, 4))
     """
@@ -104,12 +106,13 @@ class ImageDensity:
         resume: bool = False,
         **settings: Any,
     ) -> None:
+        if flow not in FLOWS:
+            raise ValueError(f"flow is one of {', '.join(FLOWS)}, not {flow!r}.")
+        settings = present_or_warn(flow, settings)
         known = self.setting_names()
         for name in settings:
             if name not in known:
                 raise ValueError(f"There is no setting {name!r}. They are: {', '.join(known)}.")
-        if flow not in FLOWS:
-            raise ValueError(f"flow is one of {', '.join(FLOWS)}, not {flow!r}.")
         self.flow, self.settings = flow, settings
         self.levels, self.layout, self.keep_stand_ins = levels, layout, keep_stand_ins
         self.flip, self.validation_fraction, self.first = flip, validation_fraction, first
@@ -124,6 +127,11 @@ class ImageDensity:
         own = [n for n, p in signature.items() if p.kind != p.VAR_KEYWORD and n not in RUN]
 
         return [*own, *(name for name in more_settings() if name not in own)]
+
+    @classmethod
+    def former_setting_names(cls) -> set[str]:
+        """What settings were called before; taken with a warning for one more release."""
+        return {name for flow in FLOWS for name in former_names(flow)}
 
     # Fitting
 
@@ -173,15 +181,9 @@ class ImageDensity:
                 "images": len(images),
                 "train_images": len(train_part),
                 "valid_images": len(valid_part),
-                "steps": result.steps,
-                "epochs": result.epochs,
-                "seconds": result.seconds,
                 "valid_bits_per_dim": to_bits(result.best, D, levels),
-                "stopped": result.stopped,
-                "interrupted": result.interrupted,
-                "device": result.device,
-                "recoveries": result.recoveries,
                 "parameters": parameter_counts(flow),
+                **{name: getattr(result, name) for name in OF_A_RUN},
             }
 
         return self

@@ -25,7 +25,7 @@ def more_settings() -> list[str]:
     """Arguments of the flows, but for what the images decide, and of the training.
 
     Example:
-        >>> "blocks" in more_settings(), "learning_rate" in more_settings()
+        >>> "transforms" in more_settings(), "learning_rate" in more_settings()
         (True, True)
     """
     training = {field.name for field in fields(TrainingSettings)} - {"seed"}

@@ -28,7 +28,7 @@ from quarflow.report.names import readable
 from quarflow.report.words import duration, nats, number
 from quarflow.report.words import plain as told
 from quarflow.store.folder import ModelConfig, load_model, save_model
-from quarflow.store.schema import FlowConfig, QuARArguments
+from quarflow.store.schema import flow_config
 
 __all__ = ["TableFiles"]
 
@@ -177,7 +177,7 @@ class TableFiles(BaseEstimator):
             kept["random_state"] = self.settings_["seed"]
         context = self.context_columns_
         config = ModelConfig(
-            flow=FlowConfig(name="QuAR", arguments=QuARArguments(**self.flow_.arguments)),
+            flow=flow_config(self.flow_),
             columns=list(self.columns_.columns),
             context_columns=None if context is None else list(context.columns),
             named=hasattr(self, "feature_names_in_"),
@@ -214,6 +214,11 @@ class TableFiles(BaseEstimator):
             self.feature_names_in_ = np.array(self.columns_.names, dtype=object)
 
         return self
+
+    @classmethod
+    def former_setting_names(cls) -> set[str]:
+        """None of its settings has another name now."""
+        return set()
 
     @classmethod
     def setting_names(cls) -> list[str]:

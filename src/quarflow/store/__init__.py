@@ -23,7 +23,6 @@ _HOME = {
     "save_model": "folder",
     "FlowConfig": "schema",
     "ImageConfig": "schema",
-    "QuARArguments": "schema",
 }
 
 __all__ = list(_HOME)

@@ -35,7 +35,6 @@ from quarflow.store.read import (
 from quarflow.store.schema import (
     FlowConfig,
     ImageConfig,
-    QuARArguments,
     Settings,
     Strict,
     build_flow,
@@ -50,8 +49,8 @@ __all__ = [
     "ImageConfig",
     "Model",
     "ModelConfig",
-    "QuARArguments",
     "StoreError",
+    "flow_config",
     "holds_images",
     "is_model",
     "load_flow",
@@ -254,7 +253,7 @@ def read_model(folder: str | os.PathLike[str], table: bool = False) -> Model:
 
 def _check_parts(config: ModelConfig, path: Path) -> None:
     """Refuse a flow that does not suit the columns or images it is said to be for."""
-    arguments = config.flow.arguments
+    arguments: Any = config.flow.arguments
     if config.images is not None:
         shape = getattr(arguments, "shape", None)
         levels = getattr(arguments, "levels", None)
@@ -269,7 +268,7 @@ def _check_parts(config: ModelConfig, path: Path) -> None:
         if config.context_columns:
             raise StoreError(f"{path} is inconsistent: it has context columns and no others.")
         return
-    if not isinstance(arguments, QuARArguments):
+    if config.flow.name != "QuAR":
         raise StoreError(f"{path} is inconsistent: a {config.flow.name} has no columns.")
     names = [c.name for c in config.columns]
     context = [c.name for c in config.context_columns or []]

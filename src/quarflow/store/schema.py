@@ -1,16 +1,19 @@
-r"""The flows that may be in a model folder: one registry of names, constructors and arguments.
+r"""The flows that may be in a model folder, all families, and the arguments they may have.
 
-What comes from a file is checked before anything is built: arguments by type and range, and the
-numbers that the flow will hold by building it without memory.
+What comes from a file is checked before anything is built: arguments by the type hints of the
+constructor, and by what it refuses itself when the flow is built without memory, to count its
+numbers.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import pairwise
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import is_dataclass
+from functools import cache, reduce
+from operator import or_
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import (
@@ -25,15 +28,13 @@ from pydantic import (
     field_validator,
 )
 
-import quarflow.flows as flows
-from quarflow.flows import Flow
-from quarflow.nn.branch import units_per_dimension
+from quarflow.flows import FAMILIES, Flow
+from quarflow.flows.arguments import as_json
+from quarflow.flows.former import present
 
 __all__ = [
-    "FLOWS",
     "FlowConfig",
     "ImageConfig",
-    "QuARArguments",
     "Settings",
     "Strict",
     "build_flow",
@@ -41,22 +42,18 @@ __all__ = [
     "least_numbers",
 ]
 
-FlowName = Literal[
-    "QuAR",
-    "ImageQuAR",
-    "ImageResidualFlow",
-    "ResidualFlow",
-    "Autoregressive",
-    "PlanarFlow",
-    "RadialFlow",
-    "SylvesterFlow",
-]
-FLOWS: tuple[str, ...] = get_args(FlowName)
-
 Width = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Whole = Annotated[int, Field(ge=0, le=65_536, strict=True)]
 Few = Annotated[int, Field(ge=1, le=1024, strict=True)]
-FEW = ("transforms", "blocks", "scales", "train_terms", "eval_terms")  # loops run over them
+FEW = ("transforms", "scales", "terms", "eval_terms")  # loops run over them
+
+
+PLAIN: dict[Any, Any] = {
+    int: Whole,
+    bool: Annotated[bool, Field(strict=True)],
+    float: Annotated[float, Field(strict=True)],
+    str: Annotated[str, Field(max_length=64)],
+}
 
 
 def _shallow(value: Any, depth: int = 0) -> Any:
@@ -76,42 +73,22 @@ Settings = Annotated[dict[str, Any], AfterValidator(_shallow)]
 class Strict(BaseModel):
     """Refuses unknown keys and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
 
 
-class QuARArguments(Strict):
-    """Arguments of :class:`quarflow.QuAR`, as they may come from a file."""
+def _known(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(f"there is no flow {name[:64]!r}; there are {', '.join(FAMILIES)}")
 
-    features: Width
-    context: Whole
-    transforms: Few
-    hidden_features: Annotated[list[Width], Field(min_length=1, max_length=32)]
-    norm: Literal["dimension", "operator"]
-    order: Literal["alternate", "fixed"]
-    activation: Literal["elu", "lipswish", "sin", "tanh"]
-    sigma: Annotated[float, Field(gt=0, lt=1, strict=True)]
-    mix: Literal["none", "lu"]
-    base: Literal["normal", "student-t"]
-    trick: Annotated[bool, Field(strict=True)]
-    start: Literal["none", "gaussian"] = "none"  # models of earlier versions have none
-
-    def least_numbers(self) -> int:
-        """A lower bound on how many numbers the weights hold, without building the flow."""
-        D = self.features
-        units = [1, *(units_per_dimension(h, D) for h in self.hidden_features), 1]
-        blocks = D * (D + 1) // 2
-        numbers = sum(blocks * a * b + D * b * (1 + self.context) for a, b in pairwise(units))
-        mix = D * D if self.mix == "lu" and D > 1 else 0
-
-        start = D * (D + 2 + self.context) if self.start == "gaussian" else 0
-
-        return self.transforms * (numbers + mix) + start
+    return name
 
 
 class FlowConfig(Strict):
     """Which flow, with which arguments."""
 
-    name: FlowName
+    name: Annotated[str, AfterValidator(_known)]
     arguments: SerializeAsAny[BaseModel]
 
     @field_validator("arguments", mode="before")
@@ -122,6 +99,9 @@ class FlowConfig(Strict):
             raise ValueError("the name of the flow is not known")
         model = arguments_of(name)
         try:
+            if isinstance(value, dict):  # perhaps of an earlier release
+                value = present(name, value)
+
             return value if isinstance(value, model) else model.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
@@ -143,35 +123,35 @@ class ImageConfig(Strict):
     name: str = ""
 
 
-@cache
 def arguments_of(name: str) -> type[BaseModel]:
     """The model that arguments of a flow must satisfy, from its constructor's type hints."""
-    if name == "QuAR":
-        return QuARArguments
-    constructor = getattr(flows, name)
-    hints = get_type_hints(constructor.__init__)
+    return _arguments_of(FAMILIES[name])
+
+
+@cache
+def _arguments_of(kind: type) -> type[BaseModel]:
+    hints = get_type_hints(kind.__init__)  # type: ignore[misc]
     fields: dict[str, Any] = {
-        key: (_bounded(key, hints[key]), ... if p.default is p.empty else p.default)
-        for key, p in inspect.signature(constructor).parameters.items()
+        key: (_bounded(key, hints[key]), ... if p.default is p.empty else as_json(p.default))
+        for key, p in inspect.signature(kind).parameters.items()
     }
 
-    return create_model(f"{name}Arguments", __base__=Strict, **fields)
+    return create_model(f"{kind.__name__}Arguments", __base__=Strict, **fields)
 
 
 def _bounded(name: str, hint: Any) -> Any:
     """A type hint with limits, so that no argument from a file can ask for the impossible."""
-    if hint is int:
-        return Few if name in FEW else Whole
-    if hint is bool:
-        return Annotated[bool, Field(strict=True)]
-    if hint is str:
-        return Annotated[str, Field(max_length=64)]
-    if get_origin(hint) is Sequence or get_origin(hint) is get_origin(tuple[int, ...]):
+    if hint in PLAIN:
+        return Few if hint is int and name in FEW else PLAIN[hint]
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _arguments_of(hint)
+    if get_origin(hint) is Sequence and get_args(hint) == (int,):
         return Annotated[list[Width], Field(min_length=1, max_length=32)]
-    if hint == (int | None):
-        return Whole | None
-
-    return hint
+    if get_origin(hint) in (Union, UnionType):
+        return reduce(or_, (_bounded(name, part) for part in get_args(hint)))
+    if get_origin(hint) is Literal or hint is NoneType:
+        return hint
+    raise TypeError(f"{name}: flows with arguments of type {hint} cannot be saved.")
 
 
 def flow_config(flow: Flow) -> FlowConfig:
@@ -181,12 +161,15 @@ def flow_config(flow: Flow) -> FlowConfig:
         ValueError: if it is none that can be saved.
 
     Example:
-        >>> flow_config(flows.PlanarFlow(2, transforms=3)).name
+        >>> from quarflow.flows import PlanarFlow
+        >>> flow_config(PlanarFlow(2, transforms=3)).name
         'PlanarFlow'
     """
     name = type(flow).__name__
-    if name not in FLOWS or type(flow) is not getattr(flows, name):
-        raise ValueError(f"A {name} cannot be saved; the flows that can are {', '.join(FLOWS)}.")
+    if type(flow) is not FAMILIES.get(name):
+        raise ValueError(
+            f"A {name} cannot be saved; the flows that can are {', '.join(FAMILIES)}."
+        )
 
     return FlowConfig.model_validate({"name": name, "arguments": flow.arguments})
 
@@ -197,24 +180,26 @@ def build_flow(config: FlowConfig) -> Flow:
     Raises:
         ValueError: if its arguments do not suit each other.
     """
-    constructor: Callable[..., Flow] = getattr(flows, config.name)
+    constructor: Callable[..., Flow] = FAMILIES[config.name]
     with torch.random.fork_rng(devices=[]):
         return constructor(**config.arguments.model_dump())
 
 
 def least_numbers(config: FlowConfig) -> int:
-    """How many numbers the weights hold at least, found without memory for them.
+    """How many numbers the weights hold, found without memory for them.
 
     Raises:
-        ValueError: if its arguments do not suit each other.
+        ValueError: if its arguments do not suit each other, or ask for more than can be.
 
     Example:
-        >>> least_numbers(flow_config(flows.PlanarFlow(2, transforms=3)))
+        >>> from quarflow.flows import PlanarFlow
+        >>> least_numbers(flow_config(PlanarFlow(2, transforms=3)))
         32
     """
-    if isinstance(config.arguments, QuARArguments):
-        return config.arguments.least_numbers()
-    with torch.device("meta"):
-        state = build_flow(config).state_dict()
+    try:
+        with torch.device("meta"):
+            state = build_flow(config).state_dict()
+    except RuntimeError:  # sizes of which not even the product can be told
+        raise ValueError("its weights are larger than any memory.") from None
 
     return sum(tensor.numel() for tensor in state.values())

@@ -132,7 +132,7 @@ def trained(model: Model, folder: Path) -> Flow:
 
 def for_evaluation(flow: Flow) -> Flow:
     """The same flow with exact log-determinants, in evaluation mode."""
-    if isinstance(flow, ResidualFlow) and flow.arguments["logdet"] != "exact":
+    if isinstance(flow, ResidualFlow) and flow.logdet.mode != "exact":
         exact = ResidualFlow(**(flow.arguments | {"logdet": "exact"}))
         exact.load_state_dict(flow.state_dict())
         flow = exact
