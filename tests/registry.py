@@ -19,8 +19,8 @@ import torch
 import page
 from quarflow import flows
 from quarflow.data.columns import Column, Columns
+from quarflow.density.data_units import DataUnits
 from quarflow.flows import QuAR
-from quarflow.flows.data_units import DataUnits
 from quarflow.flows.flow import FlowDistribution
 from quarflow.nn import ACTIVATIONS, MADE, Branch, ConvBranch, LipschitzConvNet, LipschitzMLP
 from quarflow.transforms import (

@@ -11,7 +11,6 @@ SOURCE = ROOT / "src" / "quarflow"
 FILES = sorted(SOURCE.rglob("*.py"))
 LINE = re.compile(r"^(\w+)\s+imports (?P<imports>nothing|\w+(?:, \w+)*)$")
 FILE_LINES, FUNCTION_LINES = 400, 80
-TOO_LONG = ("estimator.py", "image_fitting.py", "cli/fit.py")  # none may join them
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 
@@ -92,9 +91,7 @@ def test_private_names_stay_at_home(path):
 
 
 @each_file
-def test_files_and_functions_are_short(path, request):
-    if path.relative_to(SOURCE).as_posix() in TOO_LONG:
-        request.applymarker(pytest.mark.xfail(reason="to be taken apart"))
+def test_files_and_functions_are_short(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= FILE_LINES
     long = {

@@ -15,21 +15,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import quarflow
+from quarflow import ImageDensity
 from quarflow.cli import app
 from quarflow.data import ImageError, Images, is_images, load_set, read_images
 from quarflow.data.image_files import array_images
+from quarflow.density.image_evaluation import evaluate, to_bits
+from quarflow.density.image_fit import hold_out, parameter_counts
+from quarflow.density.rows import ImageRows
 from quarflow.flows import ImageQuAR
-from quarflow.image_fitting import (
-    ImageModel,
-    ImageRows,
-    evaluate,
-    fit_images,
-    hold_out,
-    parameter_counts,
-    to_bits,
-)
 from quarflow.store import StoreError
-from quarflow.training import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = next((p for p in (ROOT.parent / "shared/data", ROOT / "shared/data") if p.is_dir()), None)
@@ -329,8 +323,7 @@ def test_hold_out_is_a_partition():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     images = load_set("digits").pick(slice(100))
-    settings = TrainingSettings(max_epochs=2, batch_size=50, learning_rate=3e-3)
-    fitted = fit_images(images, settings, arguments=TINY)
+    fitted = ImageDensity(max_epochs=2, batch_size=50, random_state=0, **TINY).fit(images)
     folder = tmp_path_factory.mktemp("images") / "model"
     fitted.save(folder)
     return fitted, folder
@@ -339,22 +332,27 @@ def model(tmp_path_factory):
 def test_an_image_model_comes_back(model):
     fitted, folder = model
     test = load_set("digits", "test").pick(slice(20))
-    loaded = ImageModel.load(folder)
-    assert np.array_equal(
-        evaluate(loaded.flow, test).bits_per_dim, evaluate(fitted.flow, test).bits_per_dim
-    )
-    assert loaded.images == fitted.images
-    assert loaded.history == fitted.history
-    assert fitted.history[-1]["valid_bits_per_dim"] < fitted.history[0]["valid_bits_per_dim"] + 1
+    loaded = quarflow.open_density(folder)
+    assert isinstance(loaded, ImageDensity)
+    assert np.array_equal(loaded.evaluate(test).bits_per_dim, fitted.evaluate(test).bits_per_dim)
+    assert loaded.images_ == fitted.images_
+    assert loaded.history_ == fitted.history_
+    bits = [record["valid_bits_per_dim"] for record in fitted.history_]
+    assert bits[-1] < bits[0] + 1
     with pytest.raises(StoreError, match="image model"):
         quarflow.QuARDensity.load(folder)
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     images = load_set("digits").pick(slice(120))
-    settings = TrainingSettings(
-        max_epochs=4, batch_size=50, checkpoint_seconds=0, evaluate_every=2, learning_rate=1e-3
-    )
+    settings = TINY | {
+        "max_epochs": 4,
+        "batch_size": 50,
+        "checkpoint_seconds": 0,
+        "evaluate_every": 2,
+        "learning_rate": 1e-3,
+        "random_state": 0,
+    }
 
     class Stop(Exception):
         pass
@@ -363,12 +361,13 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
         if event.kind == "evaluation" and event.step == 4:
             raise Stop
 
-    whole = fit_images(images, settings, arguments=TINY)
+    whole = ImageDensity(**settings).fit(images)
+    settings["checkpoint"] = tmp_path / "c"
     with pytest.raises(Stop):
-        fit_images(images, settings, arguments=TINY, checkpoint=tmp_path / "c", on_event=stop)
-    rest = fit_images(images, settings, arguments=TINY, checkpoint=tmp_path / "c", resume=True)
+        ImageDensity(**settings).fit(images, on_event=stop)
+    rest = ImageDensity(**settings, resume=True).fit(images)
     for a, b in zip(
-        whole.flow.state_dict().values(), rest.flow.state_dict().values(), strict=True
+        whole.flow_.state_dict().values(), rest.flow_.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b)
 
@@ -411,7 +410,7 @@ def test_hostile_configurations_are_refused(model, tmp_path, name):
     HOSTILE[name](config)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(StoreError) as caught:
-        ImageModel.load(folder)
+        ImageDensity.load(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -423,7 +422,7 @@ def test_weights_that_do_not_suit_are_refused(model, tmp_path):
     name = next(k for k, t in weights.items() if t.dim() > 2)
     save_file({**weights, name: weights[name] * math.nan}, folder / "weights.safetensors")
     with pytest.raises(StoreError, match="not finite"):
-        ImageModel.load(folder)
+        ImageDensity.load(folder)
 
 
 # The command line

@@ -9,12 +9,13 @@ from sklearn.covariance import LedoitWolf
 
 from quarflow import QuAR, QuARDensity
 from quarflow.data.columns import Columns
-from quarflow.defaults import choose_defaults
-from quarflow.fitting import TableRows, data_units
-from quarflow.gaussian import best_gaussian, gaussians, marginal_entropies
-from quarflow.starting import Judge, Start, fall_back, find_start
+from quarflow.density.data_units import data_units
+from quarflow.density.defaults import choose_defaults
+from quarflow.density.gaussian import best_gaussian, gaussians, marginal_entropies
+from quarflow.density.rows import TableRows
+from quarflow.density.starting import Judge, Start, fall_back, find_start
 from quarflow.store import load_model
-from quarflow.store_flows import least_numbers
+from quarflow.store.schema import least_numbers
 from quarflow.training import TrainingResult, TrainingSettings
 
 QUICK = {"transforms": 2, "hidden_features": (8,), "max_epochs": 3, "random_state": 0}

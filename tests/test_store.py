@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from quarflow import QuARDensity
-from quarflow import exchange as swapping
-from quarflow import store as store_module
 from quarflow.store import CONFIG, LOG, METRICS, WEIGHTS, StoreError, is_model, load_model
-from quarflow.store_flows import least_numbers
+from quarflow.store import exchange as swapping
+from quarflow.store import folder as store_module
+from quarflow.store.schema import least_numbers
 
 BOMB = "quarflow_was_here"
 
@@ -362,7 +362,7 @@ def test_a_killed_save_leaves_one_of_the_two_models(original, folder, exchanged,
     script = tmp_path / "script.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from quarflow import QuARDensity, exchange\n"
+        "from quarflow import QuARDensity\nfrom quarflow.store import exchange\n"
         "target, kill = sys.argv[1], int(sys.argv[2])\n"
         "density, calls, rename = QuARDensity.load(target), [], os.rename\n"
         "density.metrics_['mark'] = 'new'\n"

@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 from quarflow.cli import app
 from quarflow.data import load_set
+from quarflow.density.image import ImageDensity
+from quarflow.density.image_fit import make_flow, parameter_counts
 from quarflow.experiments.paper import budget, image_settings, measure
 from quarflow.experiments.paper import table1 as one
 from quarflow.experiments.paper import table2 as two
 from quarflow.experiments.paper.image_settings import recipe_for
 from quarflow.experiments.paper.run import RecipeError
 from quarflow.experiments.timing import in_turn
-from quarflow.image_fitting import ImageModel, make_flow, parameter_counts
 from quarflow.report.image_grid import grid_array
 
 TINY = {"scales": 2, "transforms": 1, "hidden_channels": 4}
@@ -48,8 +49,8 @@ def test_table1_writes_numbers_pictures_and_models(tiny, tmp_path):
         assert found["steps"] == math.floor(found["train_images"] / 64)
         assert found["seconds"] > 0
         assert found["history"]
-        model = ImageModel.load(folder / "parts" / f"{name}-training" / "model")
-        assert model.metrics["parameters"] == found["parameters"]
+        model = ImageDensity.load(folder / "parts" / f"{name}-training" / "model")
+        assert model.metrics_["parameters"] == found["parameters"]
         assert Image.open(folder / f"samples-{name}.png").size[0] > 100
     assert numbers["images"] == {"train": 300, "test": 40, "notes": []}
     assert (folder / "table1-curve.pdf").is_file()
@@ -58,32 +59,32 @@ def test_table1_writes_numbers_pictures_and_models(tiny, tmp_path):
         raise AssertionError("it was trained again")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one, "fit_images", refuse)
+        patch.setattr(ImageDensity, "fit", refuse)
         assert run(folder)["models"] == numbers["models"]
         with pytest.raises(RecipeError, match="seed was 0 and is 1"):
             run(folder, seed=1)
 
 
 def test_table1_goes_on_after_an_interruption(tiny, tmp_path, monkeypatch):
-    fit = one.fit_images
+    fit = ImageDensity.fit
 
     def interrupted(*arguments, **options):
         found = fit(*arguments, **options)
-        found.metrics["interrupted"] = True
+        found.metrics_["interrupted"] = True
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(one, "fit_images", interrupted)
+        patch.setattr(ImageDensity, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "t", models=("quar",))
     assert not (tmp_path / "t" / "parts" / "quar-training.json").exists()
     seen = {}
 
-    def watched(*arguments, **options):
-        seen.update(options)
-        return fit(*arguments, **options)
+    def watched(density, *arguments, **options):
+        seen["resume"] = density.resume
+        return fit(density, *arguments, **options)
 
-    monkeypatch.setattr(one, "fit_images", watched)
+    monkeypatch.setattr(ImageDensity, "fit", watched)
     run(tmp_path / "t", models=("quar",))
     assert seen["resume"]
 

@@ -8,22 +8,28 @@ from typing import TYPE_CHECKING, Any
 from quarflow._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from quarflow.estimator import QuARDensity as QuARDensity
+    from quarflow.density.image import ImageDensity as ImageDensity
+    from quarflow.density.kinds import density_for as density_for
+    from quarflow.density.kinds import open_density as open_density
+    from quarflow.density.table import QuARDensity as QuARDensity
     from quarflow.flows import Flow as Flow
     from quarflow.flows.families import *  # noqa: F403
     from quarflow.solvers import InversionError as InversionError
-    from quarflow.store import load_flow as load_flow
-    from quarflow.store import save_flow as save_flow
+    from quarflow.store.folder import load_flow as load_flow
+    from quarflow.store.folder import save_flow as save_flow
     from quarflow.transforms import LogDet as LogDet
 
 # Where each name lives; it is imported when first asked for, so that importing quarflow is light.
 _HOMES = {
     "Flow": "quarflow.flows",
+    "ImageDensity": "quarflow.density.image",
     "InversionError": "quarflow.solvers",
     "LogDet": "quarflow.transforms",
-    "QuARDensity": "quarflow.estimator",
-    "load_flow": "quarflow.store",
-    "save_flow": "quarflow.store",
+    "QuARDensity": "quarflow.density.table",
+    "density_for": "quarflow.density.kinds",
+    "load_flow": "quarflow.store.folder",
+    "open_density": "quarflow.density.kinds",
+    "save_flow": "quarflow.store.folder",
 }
 _FAMILIES = "quarflow.flows.families"  # and all that is in it
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["plain", "whole", "write_json", "write_whole"]
+__all__ = ["plain", "whole", "write_array", "write_json", "write_whole"]
 
 
 @contextmanager
@@ -39,6 +39,14 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """Write bytes, or text as UTF-8 with its line ends as they are."""
     with whole(path) as unfinished:
         unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_array(path: Path, array: Any) -> None:
+    """Write an array as .npy."""
+    import numpy as np  # slow to import for what only writes text
+
+    with whole(path) as unfinished, unfinished.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def write_json(path: Path, value: Any, indent: int = 1) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from quarflow.data.column import Column
 from quarflow.data.column_bounds import bounds_of
+from quarflow.data.finite import check_finite
 from quarflow.data.source import listed, shorten
 
 __all__ = ["Bounds", "check_inside", "check_spread", "check_table", "is_constant"]
@@ -35,7 +36,7 @@ def check_table(
     _check_distinct(names)
     if len(X) < 2:
         raise ValueError(f"Fitting needs at least 2 rows, and there is {len(X)}.")
-    _check_finite(X, names)
+    check_finite(X, names)
     if tails not in ("auto", "none"):
         raise ValueError(f"tails must be 'auto' or 'none', not {tails!r}.")
     if isinstance(discrete, str) and discrete in ("auto", "none"):
@@ -49,15 +50,6 @@ def check_table(
     _check_known("discrete", discrete, names)
     _check_known("bounds", bounds, names)
     return {name: bounds_of(name, pair) for name, pair in bounds.items()}
-
-
-def _check_finite(X: np.ndarray, names: list[str]) -> None:
-    bad = ~np.isfinite(X)
-    if bad.any():
-        j = int(np.argmax(bad.any(axis=0)))
-        row = int(np.argmax(bad[:, j]))
-        what = "missing" if np.isnan(X[row, j]) else "infinite"
-        raise ValueError(f"Column {names[j]!r} has a value that is {what} in row {row + 1:,}.")
 
 
 def _check_known(argument: str, given: Iterable[str], names: list[str]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 PART_ROWS = 1 << 18  # rows gathered before they go to the disk
+WRITTEN = (".csv", ".parquet", ".pq")  # endings of the files
 
 
 class TableWriter:
@@ -44,7 +45,7 @@ class TableWriter:
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         suffix = self.path.suffix.lower()
-        if suffix not in (".csv", ".parquet", ".pq"):
+        if suffix not in WRITTEN:
             raise TableError(f"{self.path}: tables are written as .csv or .parquet; choose one.")
         if self.path.is_dir():
             raise TableError(f"{self.path} is a folder, not a file.")

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from quarflow.allocator import keep_freed_memory
 from quarflow.native import cache as kept
+from quarflow.native.allocator import keep_freed_memory
 
 __all__ = ["library", "status"]
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from quarflow.data.finite import check_finite
 from quarflow.data.frames import frame_of
 from quarflow.data.values import is_frame, pick_columns, read_values
 from quarflow.report.calibration import normal_scores
@@ -56,12 +57,7 @@ class Model:
             raise ReportError(f"{what} must have shape (N, {wide}), not {values.shape}.")
         if len(values) == 0:
             raise ReportError(f"{what} has no rows.")
-        if not np.isfinite(values).all():
-            row, column = (int(at) for at in np.argwhere(~np.isfinite(values))[0])
-            raise ReportError(
-                f"{what}: column {columns.names[column]!r} is missing or infinite "
-                f"in row {row + 1}. Leave such rows out."
-            )
+        check_finite(values, columns.names, f"column of {what}", ReportError)
         return values
 
     def framed(self, values: np.ndarray) -> Any:

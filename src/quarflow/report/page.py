@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quarflow import __version__
+from quarflow._version import __version__
 from quarflow.files import write_whole
 from quarflow.report import figures
 from quarflow.report.calibration import (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quarflow.report.model import Model
 from quarflow.report.names import readable
+
+if TYPE_CHECKING:
+    from quarflow.report.model import Model
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -31,6 +33,29 @@ def number(value: Any, digits: int = 4) -> str:
     if 1000 <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time to be read.
+
+    >>> duration(4.25), duration(95)
+    ('4.2 s', '1 min 35 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60} s"
+
+
+def nats(value: float | None) -> str:
+    """Say a mean of -log p, with the sign and direction that everything shares.
+
+    >>> nats(4.25)
+    '4.2500 nats per row (-log p, less is better)'
+    >>> nats(None)
+    'unknown'
+    """
+    return "unknown" if value is None else f"{value:.4f} nats per row (-log p, less is better)"
 
 
 def settings_table(model: Model) -> list[dict[str, str]]:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
+from quarflow.density.image_fit import make_flow, parameter_counts
 from quarflow.experiments.paper.forecast import WORTH, span
 from quarflow.experiments.paper.measure import PRECISIONS, Workload, peak_memory
 from quarflow.experiments.paper.run import Numbers, RecipeError, Run, one_of
 from quarflow.experiments.timing import in_turn
-from quarflow.image_fitting import make_flow, parameter_counts
 from quarflow.training.device import choose_device
 
 __all__ = ["COLUMNS", "PAPER", "SIZES", "table2"]

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from quarflow.data.columns import Columns
-from quarflow.defaults import has_few_rows
-from quarflow.fitting import TableRows
+from quarflow.density.data_units import DataUnits
+from quarflow.density.defaults import has_few_rows
+from quarflow.density.gaussian import Gaussian, best_gaussian, marginal_entropies
+from quarflow.density.rows import TableRows
 from quarflow.flows import QuAR
-from quarflow.flows.data_units import DataUnits
-from quarflow.gaussian import Gaussian, best_gaussian, marginal_entropies
 from quarflow.seeds import seeded
 from quarflow.training.rows import Plan, Rows, validation_batch
 from quarflow.training.settings import TrainingResult, TrainingSettings
@@ -243,6 +243,7 @@ def gaussian_flow(flow: QuAR, gaussian: Gaussian) -> QuAR:
         "start": "gaussian",
     }
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # weights without effect, but the same in the same model
         made = QuAR(**arguments)
     _put(made, gaussian)
     made.branches.vanish()

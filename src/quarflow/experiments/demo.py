@@ -43,7 +43,6 @@ def run_demo(
     """
     folder = _folder(Path(output))
     from quarflow.data.demo import load_magic
-    from quarflow.report import write_report
 
     start = time.perf_counter()
     magic = load_magic()
@@ -70,8 +69,7 @@ def run_demo(
     say("\n3. Samples and the report")
     figures |= _samples(estimator, magic, test, folder, samples, seed)
     rows = frame_of(magic.names, magic.X[test])
-    write_report(
-        estimator,
+    estimator.report(
         folder / "report.html",
         rows,
         title="MAGIC gamma telescope: held-out events against the model",

@@ -20,19 +20,10 @@ from safetensors.torch import save_file
 
 from quarflow._version import __version__
 from quarflow.data.columns import Column
-from quarflow.exchange import exchange, recover
 from quarflow.files import plain
 from quarflow.flows import Flow
-from quarflow.store_flows import (
-    FlowConfig,
-    ImageConfig,
-    Settings,
-    Strict,
-    build_flow,
-    flow_config,
-    least_numbers,
-)
-from quarflow.store_read import (
+from quarflow.store.exchange import exchange, recover
+from quarflow.store.read import (
     StoreError,
     check_finite,
     check_size,
@@ -40,6 +31,15 @@ from quarflow.store_read import (
     read_log,
     read_metrics,
     read_weights,
+)
+from quarflow.store.schema import (
+    FlowConfig,
+    ImageConfig,
+    Settings,
+    Strict,
+    build_flow,
+    flow_config,
+    least_numbers,
 )
 
 __all__ = [
