@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quarflow import QuAR
-from quarflow.native import chain as native
+from quarflow.backends.cpu import chain as native
 from quarflow.nn import Branch, ConvBranch, norms
 from quarflow.nn import chain as fused_chain
 from quarflow.nn.chain import Chain, residual_chain
@@ -63,7 +63,7 @@ def differentiated(x, chain, gz, gl):
 
 def by_torch(monkeypatch, compute):
     with monkeypatch.context() as patch:
-        patch.setattr("quarflow.native.calls.library", lambda: None)
+        patch.setattr("quarflow.backends.cpu.calls.library", lambda: None)
         return compute()
 
 

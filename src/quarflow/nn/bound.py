@@ -9,7 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from quarflow.native import chain as native
+from quarflow.backends.cpu import chain as native
 from quarflow.nn.activations import Activation
 from quarflow.nn.conv_paper import dense_value_and_diagonal
 from quarflow.nn.value_diagonal import Pass, value_and_diagonal

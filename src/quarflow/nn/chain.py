@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quarflow.backends.cpu import chain as native
 from quarflow.modes import plain
-from quarflow.native import chain as native
 from quarflow.nn import recurrence
 from quarflow.nn.activations import Activation
 from quarflow.nn.recurrence import Layers, Tape, flatten, unflatten

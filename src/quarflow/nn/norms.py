@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.backends.cpu import bounds as native
 from quarflow.modes import plain
-from quarflow.native import bounds as native
 
 __all__ = ["NORMS", "balanced", "convolution_bound", "product_bound", "spectral_bound"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.backends.cpu.calls import call, readable
 from quarflow.modes import plain
-from quarflow.native.calls import call, readable
 
 __all__ = ["Packing", "assemble"]
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.backends.cpu import chain as native
+from quarflow.backends.cpu import pixels
 from quarflow.modes import plain
-from quarflow.native import chain as native
-from quarflow.native import pixels
 from quarflow.nn.activations import Activation
 from quarflow.nn.recurrence import (
     Gradients,

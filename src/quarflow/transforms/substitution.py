@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quarflow.native import chain as native
+from quarflow.backends.cpu import chain as native
 from quarflow.nn.bound import BoundBranch
 from quarflow.nn.recurrence import Layers
 from quarflow.nn.value_diagonal import single_step

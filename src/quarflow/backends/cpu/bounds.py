@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quarflow.native.calls import MAX_LAYERS, call, pointers, readable
+from quarflow.backends.cpu.calls import MAX_LAYERS, call, pointers, readable
 
 __all__ = ["gradients", "product", "usable"]
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quarflow.native.calls import ACTIVATIONS, MAX_LAYERS, call, pointers, readable
+from quarflow.backends.cpu.calls import ACTIVATIONS, MAX_LAYERS, call, pointers, readable
 
 __all__ = ["Root", "Shape", "backward", "branch", "forward", "solve", "usable"]
 

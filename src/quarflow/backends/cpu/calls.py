@@ -10,8 +10,8 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 from torch import Tensor, nn
 
+from quarflow.backends.cpu.build import library
 from quarflow.modes import traced
-from quarflow.native.build import library
 
 __all__ = ["ACTIVATIONS", "MAX_LAYERS", "call", "pointers", "readable"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quarflow.native.calls import ACTIVATIONS, MAX_LAYERS, call, pointers, readable
+from quarflow.backends.cpu.calls import ACTIVATIONS, MAX_LAYERS, call, pointers, readable
 
 __all__ = ["Network", "backward", "forward", "usable"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quarflow.allocator import keep_freed_memory
-from quarflow.native import cache as kept
+from quarflow.backends.cpu import cache as kept
 
 __all__ = ["library", "status"]
 
