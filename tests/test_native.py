@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from quarflow import QuAR
 from quarflow.backends.cpu import chain as native
-from quarflow.nn import Branch, ConvBranch, norms
-from quarflow.nn import chain as fused_chain
-from quarflow.nn.chain import Chain, residual_chain
-from quarflow.nn.packing import assemble
+from quarflow.nn import Branch, ConvBranch
 from quarflow.nn.triangular import TriangularLayer
+from quarflow.ops import bounds as norms
+from quarflow.ops import chain as fused_chain
+from quarflow.ops.chain import Chain, residual_chain
+from quarflow.ops.packing import assemble
 from quarflow.solvers import InversionError, solve
 from quarflow.transforms import QuARStep
 from quarflow.transforms.substitution import substitute

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from quarflow.backends.cpu import chain as native
-from quarflow.nn.activations import Activation
-from quarflow.nn.conv_paper import dense_value_and_diagonal
-from quarflow.nn.value_diagonal import Pass, value_and_diagonal
+from quarflow.ops.activations import Activation
+from quarflow.ops.conv_paper import dense_value_and_diagonal
+from quarflow.ops.value_diagonal import Pass, value_and_diagonal
 
 __all__ = ["BoundBranch", "BoundBranches"]
 

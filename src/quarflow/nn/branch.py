@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from quarflow.nn.activations import activation as lookup
 from quarflow.nn.bound import BoundBranches
 from quarflow.nn.lipschitz_trick import (
     check_sigma,
@@ -19,9 +18,10 @@ from quarflow.nn.lipschitz_trick import (
     refuse_overflow,
     theta_parameter,
 )
-from quarflow.nn.norms import convolution_bound, product_bound, spectral_bound
 from quarflow.nn.triangular import TriangularLayer
-from quarflow.nn.value_diagonal import Pass
+from quarflow.ops.activations import activation as lookup
+from quarflow.ops.bounds import convolution_bound, product_bound, spectral_bound
+from quarflow.ops.value_diagonal import Pass
 
 IMPLEMENTATIONS = ("fused", "paper")
 

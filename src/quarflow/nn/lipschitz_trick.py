@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from quarflow.nn.norms import EPS
+from quarflow.ops.bounds import EPS
 
 __all__ = [
     "MAX_SIGMA",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from quarflow.nn.draws import normal_, uniform_
-from quarflow.nn.packing import Packing, assemble
-from quarflow.nn.taps import causal_taps
+from quarflow.ops.packing import Packing, assemble
+from quarflow.ops.taps import causal_taps
 
 __all__ = ["TriangularLayer"]
 

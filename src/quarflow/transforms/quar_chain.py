@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quarflow.nn.bound import BoundBranches
-from quarflow.nn.chain import Chain, residual_chain
+from quarflow.ops.chain import Chain, residual_chain
 from quarflow.transforms.base import Transform
 from quarflow.transforms.compose import Composed
 from quarflow.transforms.elementwise import Affine
@@ -20,7 +20,7 @@ __all__ = ["QuARChain"]
 class QuARChain(Composed):
     r"""(First,) affine, QuAR step, affine, ..., affine: the same map composed, only faster.
 
-    Forward it is one fused function of stacked parameters (:mod:`quarflow.nn.chain`); backward it
+    Forward it is one fused function of stacked parameters (:mod:`quarflow.ops.chain`); backward it
     is step after step. Like the transform of every flow it maps points in float64, see
     :class:`Composed`.
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from quarflow.backends.cpu import chain as native
 from quarflow.nn.bound import BoundBranch
-from quarflow.nn.recurrence import Layers
-from quarflow.nn.value_diagonal import single_step
+from quarflow.ops.recurrence import Layers
+from quarflow.ops.value_diagonal import single_step
 from quarflow.solvers import AIM, Solution, default_tolerance
 
 __all__ = ["substitute"]

@@ -1,7 +1,7 @@
 r"""Calling the kernels of a chain of residual steps with affine maps between them.
 
 A chain is described by numbers (its shape) and by its tensors, in the order in which
-:class:`quarflow.nn.chain.Chain` lists them: scale and shift (T + 1, D), then for each layer W
+:class:`quarflow.ops.chain.Chain` lists them: scale and shift (T + 1, D), then for each layer W
 (T, D k_out, D k_in), then the blocks B (T, D, k_out, k_in), then the biases b, (T, D k_out) or
 (T, N, D k_out).
 """

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from quarflow.backends.cpu import chain as native
 from quarflow.modes import plain
-from quarflow.nn import recurrence
-from quarflow.nn.activations import Activation
-from quarflow.nn.recurrence import Layers, Tape, flatten, unflatten
+from quarflow.ops import recurrence
+from quarflow.ops.activations import Activation
+from quarflow.ops.recurrence import Layers, Tape, flatten, unflatten
 
 __all__ = ["Chain", "residual_chain"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from quarflow.backends.cpu import chain as native
 from quarflow.backends.cpu import pixels
 from quarflow.modes import plain
-from quarflow.nn.activations import Activation
-from quarflow.nn.recurrence import (
+from quarflow.ops.activations import Activation
+from quarflow.ops.recurrence import (
     Gradients,
     Layers,
     Tape,
@@ -28,7 +28,7 @@ from quarflow.nn.recurrence import (
     forward,
     unflatten,
 )
-from quarflow.nn.taps import Taps, gather_taps, opposite, sum_taps
+from quarflow.ops.taps import Taps, gather_taps, opposite, sum_taps
 
 __all__ = ["Pass", "single_step", "value_and_diagonal"]
 
