@@ -327,18 +327,22 @@ bool solve_all(const Chain<T>& chain, const T* y, T* x, T* slope, T* residual, i
         static thread_local Block block;
         Step<T> step;
         Searching<T> s;
+        Rough rough;
         T* target;
         in_block(block, [&](Space& space) {
             step.lay_out(space, chain.branch[0], false);
             s.lay_out(space, chain.branch[0]);
+            rough.lay_out(space, chain.branch[0]);
             target = space.take<T>(int64_t(D) * TILE);
         });
+        bound_bends(chain.branch[0], s);
+        rough.fill(chain.branch[0]);
         for (int64_t i = thread; i < chain.tiles(); i += chain.threads) {
             Tile<T> tile(chain, i);
             int64_t at = tile.first * D, evaluations[TILE] = {};
             points_to_tile(y + at, D, target, tile.points, tile.columns, D);
             points_to_tile(x + at, D, step.x, tile.points, tile.columns, D);
-            substitute(chain.branch[0], target, step.x, s, goal, tile.first, tile.points,
+            substitute(chain.branch[0], target, step.x, s, rough, goal, tile.first, tile.points,
                        tile.columns, evaluations);
             forward(chain.branch[0], step.x, static_cast<const T*>(nullptr), step.tape, false,
                     step.y, step.d, tile.first, tile.points, tile.columns);

@@ -11,7 +11,10 @@
 struct Goal {
     double tolerance;
     int evaluations;
+    bool rough = false;  // only a start is wanted: no residual need be known
 };
+
+constexpr int MARGIN = 8;  // by how much a confirming evaluation must be needless
 
 template <class T>
 bool any(const T& mask) {
@@ -21,38 +24,90 @@ bool any(const T& mask) {
     return found;
 }
 
+// Variables from begin to end in the order, whose units are computed in panels as far as they
+// read variables before them all.
+struct Group {
+    int begin, end;
+};
+
+inline int group_size(int units) { return std::max(1, PANEL / units); }
+
 template <class T>
 struct Searching {
     Tape<T> tape;           // hidden layers of all variables found so far; slopes are not used
-    T* base[MAX_LAYERS];    // of one variable: what the earlier ones contribute, units x TILE
+    T* base[MAX_LAYERS];    // of one variable, in its group: what all earlier ones contribute
     T* tangent[MAX_LAYERS]; // of one variable
+    T* group[MAX_LAYERS];   // of a group of variables: what those before the group contribute
     T *F, *d;               // of one variable
+    int columns, together;  // of a tile; variables in a group
+    T* bend;                // of each variable: how much its units and F curve in it at most
 
     void lay_out(Space& space, const Branch<T>& f) {
+        together = std::min(f.features, group_size(f.layer[0].k_out));
         for (int l = 0; l < f.layers; l++) {
             const Layer<T>& a = f.layer[l];
-            base[l] = space.take<T>(int64_t(a.k_out) * TILE);
+            group[l] = space.take<T>(int64_t(together) * a.k_out * TILE);
+            base[l] = group[l];
             tangent[l] = space.take<T>(int64_t(a.k_out) * TILE);
             if (l + 1 < f.layers) tape.hidden[l].h = space.take<T>(int64_t(a.out) * TILE);
         }
         F = space.take<T>(TILE);
         d = space.take<T>(TILE);
+        bend = space.take<T>(f.features);
     }
 };
 
-// What layer l of variable i gets from the variables before it, and from the bias.
+// Bounds of second derivatives: of the hidden units of each variable, and of F, to the variable.
+// From layer to layer, with curvatures of activations that are at most 1, and slopes too:
+//   |z'| <= |B| |h'|,  |z''| <= |B| |h''|,  |h'| <= |z'|,  |h''| <= |z'|^2 + |z''|
 template <class T>
-void contribution(const Branch<T>& f, int l, int i, const T* x, Searching<T>& s, int64_t first,
-                  int points, int columns) {
+void bound_bends(const Branch<T>& f, Searching<T>& s) {
+    for (int i = 0; i < f.features; i++) {
+        s.bend[i] = 0;
+        for (int l = 0; l < f.layers; l++) {
+            const Layer<T>& a = f.layer[l];
+            const T* B = a.B + int64_t(i) * a.k_out * a.k_in;
+            // In the place of what a search will have: h' and h'', of this layer and the last.
+            for (int r = 0; r < a.k_out; r++) {
+                T first = 0, second = 0;
+                for (int c = 0; c < a.k_in; c++) {
+                    T weight = std::abs(B[r * a.k_in + c]);
+                    first += weight * (l ? s.tangent[l - 1][c] : 1);
+                    second += weight * (l ? s.base[l - 1][c] : 0);
+                }
+                if (l + 1 < f.layers) second += first * first;
+                s.tangent[l][r] = first;
+                s.base[l][r] = second;
+                s.bend[i] = std::max(s.bend[i], second);
+            }
+        }
+    }
+}
+
+// What layer l of a group of variables, or of one of a group, gets from those before: all that
+// come before the group and the bias for the group; and those within the group for one of it.
+template <class T>
+void contribution(const Branch<T>& f, int l, Group to, Group from, const T* x, Searching<T>& s,
+                  T* out, bool add) {
     const Layer<T>& a = f.layer[l];
     const T* h = l ? s.tape.hidden[l - 1].h : x;
-    int row = i * a.k_out, way = a.reverse ? -1 : 1, from = a.reverse ? a.in - 1 : 0;
-    int count = (a.reverse ? f.features - 1 - i : i) * a.k_in;
+    int D = f.features, way = a.reverse ? -1 : 1;
+    int row = (a.reverse ? D - to.end : to.begin) * a.k_out;
+    int column = a.reverse ? (D - from.begin) * a.k_in - 1 : from.begin * a.k_in;
+    small_product<T>((to.end - to.begin) * a.k_out, {a.W + int64_t(row) * a.in + column, a.in, way},
+                     h + column * TILE, way * TILE, (from.end - from.begin) * a.k_in, out, TILE,
+                     s.columns, add ? nullptr : a.b + row, add);
+}
+
+template <class T>
+void contribution_to_group(const Branch<T>& f, int l, Group to, const T* x, Searching<T>& s,
+                           int64_t first, int points) {
+    const Layer<T>& a = f.layer[l];
+    int row = (a.reverse ? f.features - to.end : to.begin) * a.k_out;
+    int rows = (to.end - to.begin) * a.k_out;
     if (a.b_row)
-        points_to_tile(a.b + first * a.b_row + row, a.b_row, s.base[l], points, columns, a.k_out);
-    small_product<T>(a.k_out, {a.W + int64_t(row) * a.in + from, a.in, way}, h + from * TILE,
-                     way * TILE, count, s.base[l], TILE, columns, a.b_row ? nullptr : a.b + row,
-                     a.b_row != 0);
+        points_to_tile(a.b + first * a.b_row + row, a.b_row, s.group[l], points, s.columns, rows);
+    contribution(f, l, to, {0, to.begin}, x, s, s.group[l], a.b_row != 0);
 }
 
 // F and d of variable i, at STRIDE points from column n on; leaves its hidden units where later
@@ -103,17 +158,19 @@ void follow(const Branch<T>& f, int i, Searching<T>& s, int n, const Vec<T>* ste
 // Variable i at STRIDE points: Newton, inside a bracket once there is one.
 template <class T>
 void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal goal, int n,
-            int64_t* evaluations) {
+            const int64_t* before, int64_t* evaluations) {
     constexpr int L = LANES<T>, V = STRIDE<T> / LANES<T>;
     const Vec<T> infinity = splat<T>(std::numeric_limits<T>::infinity());
     const T largest = std::numeric_limits<T>::max();
-    Vec<T> low[V], high[V], before[V], step[V];
-    for (int c = 0; c < V; c++) low[c] = -infinity, high[c] = infinity, before[c] = infinity;
+    Vec<T> low[V], high[V], step[V];
+    for (int c = 0; c < V; c++) low[c] = -infinity, high[c] = infinity;
+    // Close to the size of rounding only an evaluation tells what the residual is.
+    bool resolved = goal.rough || goal.tolerance >= 64 * double(std::numeric_limits<T>::epsilon());
     int used = 0;
     for (int sweep = 0; sweep < goal.evaluations; sweep++) {
         evaluate(f, i, x, s, n);
         used++;
-        bool moved = false, last = true;
+        bool moved = false, last = resolved && sweep < 8;
         for (int c = 0; c < V; c++) {
             T* at = x + i * TILE + n + c * L;
             Vec<T> now = load(at), target = load(y + i * TILE + n + c * L);
@@ -135,14 +192,12 @@ void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal g
                 moved = true;
                 store(at, next);
             }
-            // Newton squares the ratio of residuals: where that will do, the next evaluation would
-            // only confirm it. (Before the first step the ratio is 0 / infinity: not known.)
-            Vec<T> ratio = size / before[c];
-            auto unsure = 4 * size * ratio * ratio > T(goal.tolerance) * (1 + of);
-            unsure |= (before[c] == infinity) | halve | !(size < before[c]);
-            if (any(open & unsure)) last = false;
-            before[c] = size;
+            // What a step leaves behind is the square of it, times how much units and F bend:
+            // where that is far below the goal, the next evaluation would only confirm it.
             step[c] = next - now;
+            Vec<T> bent = step[c] * step[c] * s.bend[i] * MARGIN;
+            auto sure = bent <= T(goal.tolerance) * (1 + of);
+            if (any(open & (halve | ~sure))) last = false;
         }
         if (!moved) break;
         if (last) {
@@ -151,16 +206,79 @@ void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal g
         }
     }
     for (int c = 0; c < STRIDE<T>; c++)
-        evaluations[n + c] = std::max<int64_t>(evaluations[n + c], used);
+        evaluations[n + c] = std::max<int64_t>(evaluations[n + c], before[n + c] + used);
 }
+
+// A first search in float32: most evaluations on the way to a root in float64 need no more, and
+// they cost less than half.
+struct Rough {
+    Branch<float> f;
+    Searching<float> s;
+    float *x, *y, *B[MAX_LAYERS];
+
+    template <class T>
+    void lay_out(Space& space, const Branch<T>& from) {
+        f = {from.features, from.layers, from.activation, {}};
+        for (int l = 0; l < f.layers; l++) {
+            const Layer<T>& a = from.layer[l];
+            B[l] = space.take<float>(int64_t(a.out) * a.k_in);
+            f.layer[l] = {nullptr,  B[l],    nullptr,  0,      a.out, a.in,
+                          a.blocks, a.k_out, a.k_in, a.reverse, a.dense};
+        }
+        s.lay_out(space, f);
+        x = space.take<float>(int64_t(f.features) * TILE);
+        y = space.take<float>(int64_t(f.features) * TILE);
+    }
+
+    template <class T>
+    void fill(const Branch<T>& from) {
+        for (int l = 0; l < f.layers; l++) {
+            int64_t count = int64_t(f.layer[l].out) * f.layer[l].k_in;
+            for (int64_t j = 0; j < count; j++) B[l][j] = float(from.layer[l].B[j]);
+        }
+        bound_bends(f, s);
+    }
+
+    // Variable i of x, where it is to be found from what is known in s; counts evaluations.
+    template <class T>
+    void start(int i, const T* from_y, T* to_x, const Searching<T>& known, int columns,
+               int64_t* evaluations) {
+        int row = i * TILE, all = round_up(columns, STRIDE<float>);
+        for (int l = 0; l < f.layers; l++)
+            for (int r = 0; r < f.layer[l].k_out; r++)
+                for (int n = 0; n < all; n++)
+                    s.base[l][r * TILE + n] = n < columns ? float(known.base[l][r * TILE + n]) : 0;
+        for (int n = 0; n < all; n++) {
+            y[row + n] = n < columns ? float(from_y[row + n]) : 0;
+            x[row + n] = n < columns ? float(to_x[row + n]) : 0;
+        }
+        int64_t none[TILE] = {};
+        for (int n = 0; n < all; n += STRIDE<float>)
+            search(f, i, y, x, s, {5e-7, 6, true}, n, none, evaluations);
+        for (int n = 0; n < columns; n++)
+            if (x[row + n] != float(to_x[row + n]) && std::isfinite(x[row + n]))
+                to_x[row + n] = x[row + n];
+    }
+};
 
 // x from y, both tiles; x holds where to start. evaluations: at most so many of a variable.
 template <class T>
-void substitute(const Branch<T>& f, const T* y, T* x, Searching<T>& s, Goal goal, int64_t first,
-                int points, int columns, int64_t* evaluations) {
+void substitute(const Branch<T>& f, const T* y, T* x, Searching<T>& s, Rough& rough, Goal goal,
+                int64_t first, int points, int columns, int64_t* evaluations) {
+    bool reverse = f.layer[0].reverse;
+    s.columns = columns;
     for (int k = 0; k < f.features; k++) {
-        int i = f.layer[0].reverse ? f.features - 1 - k : k;
-        for (int l = 0; l < f.layers; l++) contribution(f, l, i, x, s, first, points, columns);
-        for (int n = 0; n < columns; n += STRIDE<T>) search(f, i, y, x, s, goal, n, evaluations);
+        int i = reverse ? f.features - 1 - k : k, within = k % s.together;
+        Group group{k - within, std::min(f.features, k - within + s.together)};
+        int place = reverse ? group.end - 1 - k : within;
+        for (int l = 0; l < f.layers; l++) {
+            if (!within) contribution_to_group(f, l, group, x, s, first, points);
+            s.base[l] = s.group[l] + place * f.layer[l].k_out * TILE;
+            if (within) contribution(f, l, {k, k + 1}, {group.begin, k}, x, s, s.base[l], true);
+        }
+        int64_t before[TILE] = {};
+        if constexpr (sizeof(T) == sizeof(double)) rough.start(i, y, x, s, columns, before);
+        for (int n = 0; n < columns; n += STRIDE<T>)
+            search(f, i, y, x, s, goal, n, before, evaluations);
     }
 }
