@@ -81,7 +81,8 @@ class QuARChain(Composed):
         biases = b.biases
         if biases[0].dim() > 2:
             biases = tuple([_rows(bias, batch) for bias in biases])
-        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation, b.shape)
+        phi = b.options[0].activation
+        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, phi, b.shape)
         z, ladj = residual_chain(rows, chain)
 
         return z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + constant

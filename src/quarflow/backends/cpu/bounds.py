@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quarflow.backends.cpu.calls import MAX_LAYERS, call, pointers, readable
+from quarflow.backends.cpu.calls import call, contiguous, int64s, pointers
 
-__all__ = ["gradients", "product", "usable"]
-
-MAX_UNITS = 32  # wider blocks are better off with large matrix products
+__all__ = ["product_bound", "product_gradients"]
 
 
-def usable(blocks: Sequence[Tensor], of_product: Tensor | None = None) -> bool:
-    """Whether the kernel can bound these, shapes (*, m, n), or go back from their product."""
-    return (
-        1 < len(blocks) <= MAX_LAYERS
-        and max([max(b.shape[-2:]) for b in blocks]) <= MAX_UNITS
-        and readable(blocks)
-        and (of_product is None or readable([of_product]))
-    )
-
-
-def product(blocks: Sequence[Tensor]) -> Tensor:
-    """The product of the bounds of the balanced layers, shape (*), in float64."""
-    blocks = [b.contiguous() for b in blocks]
+def product_bound(blocks: Sequence[Tensor]) -> Tensor:
+    """The product of the bounds of the balanced layers (*, m, n), shape (*), in float64."""
+    blocks = contiguous(blocks)
     found = blocks[0].new_empty(blocks[0].shape[:-2], dtype=torch.float64)
-    call("bounds", blocks[0].dtype, _numbers(blocks), pointers(blocks), found, None, None)
+    numbers = _numbers(*map(Tensor.size, blocks), threads=torch.get_num_threads())
+    call("bounds", blocks[0].dtype, numbers, pointers(blocks), found, None, None)
 
     return found
 
 
-def gradients(blocks: Sequence[Tensor], of_product: Tensor) -> list[Tensor]:
+def product_gradients(blocks: Sequence[Tensor], of_product: Tensor) -> list[Tensor]:
     """The gradients of the blocks from that of the product."""
-    blocks = [b.contiguous() for b in blocks]
-    found = [torch.empty_like(b) for b in blocks]
-    given = of_product.contiguous()
-    call(
-        "bounds", blocks[0].dtype, _numbers(blocks), pointers(blocks), None, given, pointers(found)
-    )
+    blocks, given = contiguous(blocks), of_product.contiguous()
+    found = list(map(torch.empty_like, blocks))
+    numbers = _numbers(*map(Tensor.size, blocks), threads=torch.get_num_threads())
+    dtype = blocks[0].dtype
+    call("bounds", dtype, numbers, pointers(blocks), None, given, pointers(found))
 
     return found
 
 
-def _numbers(blocks: Sequence[Tensor]) -> list[int]:
-    units = [blocks[0].shape[-1], *[b.shape[-2] for b in blocks]]
+@lru_cache
+def _numbers(*sizes: torch.Size, threads: int) -> Any:
+    units = [sizes[0][-1], *[size[-2] for size in sizes]]
 
-    return [blocks[0].shape[:-2].numel(), len(blocks), torch.get_num_threads(), *units]
+    return int64s(sizes[0][:-2].numel(), len(sizes), threads, *units)

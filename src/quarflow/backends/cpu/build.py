@@ -36,6 +36,7 @@ class _Build(NamedTuple):
     status: str
 
 
+@cache
 def library() -> ctypes.CDLL | None:
     """The kernels, compiled if need be; None where they cannot be had, see :func:`status`."""
     return _build().library

@@ -10,55 +10,21 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quarflow.backends.cpu.calls import ACTIVATIONS, MAX_LAYERS, call, pointers, readable
+from quarflow.backends.cpu.calls import ACTIVATIONS, call, contiguous, int64s, pointers
+from quarflow.backends.shapes import ChainShape, Root
 
-__all__ = ["Root", "Shape", "backward", "branch", "forward", "solve", "usable"]
-
-
-class Shape(NamedTuple):
-    """What the kernels need to know besides the tensors.
-
-    Attributes:
-        units: Units per dimension k, from that of x, 1, to that of F, 1.
-        activation: Its name.
-        reverse: For each step, whether its weights are upper triangular.
-    """
-
-    units: tuple[int, ...]
-    activation: str
-    reverse: tuple[bool, ...]
-
-    @classmethod
-    def of(cls, blocks: Sequence[Tensor], activation: str, reverse: tuple[bool, ...]) -> Shape:
-        """From the diagonal blocks of the layers, (*, D, k_out, k_in)."""
-        return cls((1, *[b.shape[-2] for b in blocks]), activation, reverse)
-
-    def numbers(self, x: Tensor, biases: Tensor) -> list[int]:
-        """As the kernels read them; biases: of any layer."""
-        N, D = x.shape
-        layers, own = len(self.units) - 1, biases.dim() == 3
-
-        return [
-            *(N, D, len(self.reverse), layers, ACTIVATIONS[self.activation]),
-            *(torch.get_num_threads(), own, *self.units, *self.reverse),
-        ]
+__all__ = ["branch", "chain_backward", "chain_forward", "solve"]
 
 
-def usable(shape: Shape, x: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Whether the kernels can compute this."""
-    return (
-        shape.activation in ACTIVATIONS
-        and len(shape.units) <= MAX_LAYERS
-        and readable((x, *tensors))
-    )
-
-
-def forward(shape: Shape, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def chain_forward(
+    shape: ChainShape, x: Tensor, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     """The chain's value (N, D), and the sum of its steps' log-dets (N).
 
     Arguments:
@@ -66,48 +32,39 @@ def forward(shape: Shape, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor,
         x: Shape (N, D).
         tensors: Of the chain.
     """
-    x, tensors = x.contiguous(), [t.contiguous() for t in tensors]
+    x, tensors = x.contiguous(), contiguous(tensors)
     z, ladj = torch.empty_like(x), x.new_empty(len(x))
     _call("forward", shape, x, tensors, x, z, ladj)
 
     return z, ladj
 
 
-def backward(
-    shape: Shape, x: Tensor, tensors: Sequence[Tensor], gz: Tensor, gl: Tensor
+def chain_backward(
+    shape: ChainShape, x: Tensor, tensors: Sequence[Tensor], gz: Tensor, gl: Tensor
 ) -> list[Tensor]:
     """Gradients of x and of the tensors from those of both results.
 
     Those of W are only right where W may differ from 0.
     """
-    x, tensors = x.contiguous(), [t.contiguous() for t in tensors]
+    x, tensors = x.contiguous(), contiguous(tensors)
     gz, gl = gz.contiguous(), gl.contiguous()
-    gradients = [torch.empty_like(t) for t in (x, *tensors)]
+    gradients = list(map(torch.empty_like, (x, *tensors)))
     _call("backward", shape, x, tensors, x, gz, gl, pointers(gradients))
 
     return gradients
 
 
-def branch(shape: Shape, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def branch(shape: ChainShape, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """F and d of a chain of one step, both (N, D); its affine maps are not looked at."""
-    x, tensors = x.contiguous(), [t.contiguous() for t in tensors]
+    x, tensors = x.contiguous(), contiguous(tensors)
     F, d = torch.empty_like(x), torch.empty_like(x)
     _call("branch", shape, x, tensors, x, F, d)
 
     return F, d
 
 
-class Root(NamedTuple):
-    """Roots x (N, D), slopes there (N, D), residuals (N) and evaluations (N)."""
-
-    x: Tensor
-    slope: Tensor
-    residual: Tensor
-    evaluations: Tensor
-
-
 def solve(
-    shape: Shape,
+    shape: ChainShape,
     y: Tensor,
     start: Tensor,
     tensors: Sequence[Tensor],
@@ -124,7 +81,7 @@ def solve(
         tolerance: Residual to stop at, relative to 1 + abs(y).
         evaluations: Most evaluations of a variable.
     """
-    y, tensors = y.contiguous(), [t.contiguous() for t in tensors]
+    y, tensors = y.contiguous(), contiguous(tensors)
     x = start.clone(memory_format=torch.contiguous_format)
     found = Root(
         x, torch.empty_like(x), x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.long)
@@ -135,5 +92,17 @@ def solve(
     return found
 
 
-def _call(name: str, shape: Shape, x: Tensor, tensors: Sequence[Tensor], *arguments: Any) -> None:
-    call(name, x.dtype, shape.numbers(x, tensors[-1]), pointers(tensors), *arguments)
+def _call(
+    name: str, shape: ChainShape, x: Tensor, tensors: Sequence[Tensor], *arguments: Any
+) -> None:
+    numbers = _numbers(shape, x.shape, tensors[-1].dim() == 3, torch.get_num_threads())
+    call(name, x.dtype, numbers, pointers(tensors), *arguments)
+
+
+@lru_cache
+def _numbers(shape: ChainShape, size: torch.Size, own: bool, threads: int) -> Any:
+    """For x of a size, and biases that each row has of its own or shares."""
+    layers, activation = len(shape.units) - 1, ACTIVATIONS[shape.activation]
+    described = *size, len(shape.reverse), layers, activation, threads, own
+
+    return int64s(*described, *shape.units, *shape.reverse)
