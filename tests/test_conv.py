@@ -11,8 +11,8 @@ from quarflow.nn import (
     LipschitzConvNet,
     TriangularLayer,
     convolution_bound,
-    value_diagonal,
 )
+from quarflow.ops import value_diagonal
 from quarflow.ops.conv_paper import dense_kernels
 from quarflow.ops.panels import FeatureMajor
 from quarflow.ops.taps import causal_taps, gather_taps, opposite, sum_taps

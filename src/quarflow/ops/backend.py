@@ -8,7 +8,6 @@ the reference in torch that stands with each operation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -93,8 +92,6 @@ class Backend(Protocol):
 
 BACKENDS: tuple[Backend, ...] = (cpu,)
 
-_requires_grad = attrgetter("requires_grad")
-
 
 def backend_for(op: str, shape: Any, tensors: Sequence[Tensor]) -> Backend | None:
     """The first backend that takes an operation; None for the reference in torch.
@@ -118,4 +115,9 @@ def backend_for(op: str, shape: Any, tensors: Sequence[Tensor]) -> Backend | Non
 
 def needs_gradient(tensors: Sequence[Tensor]) -> bool:
     """Whether a gradient of what is computed from these may be asked for."""
-    return torch.is_grad_enabled() and any(map(_requires_grad, tensors))
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+
+    return False
