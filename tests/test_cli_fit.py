@@ -51,9 +51,9 @@ def test_sigterm_and_a_second_fit_into_the_same_folder(data, tmp_path):
             assert "Another fit is writing to m: wait for it to end, stop it" in message
         assert (model / "checkpoint" / "training.safetensors").exists()
         first.send_signal(signal.SIGTERM)
-        said, _ = first.communicate(timeout=60)
+        said, progress = first.communicate(timeout=60)
     assert first.returncode == 143
-    assert "Interrupted by SIGTERM" in said
+    assert "Interrupted by SIGTERM" in progress
     assert "The best so far is saved" in said
     assert names(tmp_path) == ["data.csv", "m"]
     before = QuARDensity.load(model)

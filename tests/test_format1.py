@@ -30,4 +30,5 @@ def test_images(expected):
     flow = load_flow(FOLDERS / "image_quar").double()
     with torch.no_grad():
         found = flow().log_prob(torch.linspace(0.05, 0.95, 96).view(2, 3, 4, 4).double())
-    np.testing.assert_allclose(found, expected["image_quar"]["log_prob"], rtol=1e-9)
+    # In float64 the slack of the bounds is now that of float32 too.
+    np.testing.assert_allclose(found, expected["image_quar"]["log_prob"], rtol=1e-4)

@@ -130,7 +130,14 @@ def test_diagonal_never_exceeds_sigma(
         scaled(branch, kind, scale, generator)
         if trick and branch.theta_raw is not None:
             branch.theta_raw.clamp_(-50, 50)
-        for part in branch.bind():
+        try:
+            parts = branch.bind()
+        except ValueError as error:
+            assert "too large" in str(error)  # noqa: PT017
+            assert scale == 1e8
+            assert dtype == torch.float32
+            return
+        for part in parts:
             size = 10 ** (6 * torch.rand(200, 1, generator=generator) - 4)
             x = (size * torch.randn(200, features, generator=generator)).to(dtype)
             F, d = part(x)
