@@ -28,6 +28,9 @@ class Backend(Protocol):
     Gradients of weights need only be right where these may differ from 0.
     """
 
+    def status(self) -> str:
+        """Whether it is in use, in a few words: those of one that is not begin with "not used"."""
+
     def takes(self, op: str, shape: Any, tensors: Sequence[Tensor]) -> bool:
         """Whether it computes this.
 
