@@ -145,8 +145,7 @@ def refuse_overflow(
 
     Example:
         >>> weights, biases = [torch.full((1, 1, 1), 1e35)], [torch.zeros(1, 1)]
-        >>> with torch.no_grad():
-        ...     refuse_overflow(weights, biases, scale)
+        >>> scale = lipschitz_trick(None, 0.5, torch.ones(1, 1))
         >>> with torch.no_grad():
         ...     refuse_overflow(weights, biases, scale)
         Traceback (most recent call last):
