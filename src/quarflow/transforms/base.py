@@ -228,7 +228,7 @@ def cast(value: Value, dtype: torch.dtype) -> Value:
         return value.to(dtype) if value.is_floating_point() else value  # type: ignore[return-value]
     if isinstance(value, (list, tuple)):
         make = getattr(value, "_make", type(value))  # of named tuples
-        return make([cast(item, dtype) for item in value])  # type: ignore[no-any-return]
+        return make([cast(item, dtype) for item in value])
     if isinstance(value, Transform):
         return value.to(dtype)
     if is_dataclass(value) and not isinstance(value, type):
