@@ -29,7 +29,7 @@ sanitize: $(STAMP)
 	    echo "sanitizers, $$level"; \
 	    QUARFLOW_CXXFLAGS="$$level -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
 	    LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-	    $(BIN)/python -m pytest -n 0 -p no:cacheprovider -s tests/test_native.py; \
+	    $(BIN)/python -m pytest -n 0 -p no:cacheprovider -s tests/test_backends.py tests/test_kernels.py; \
 	done
 
 lint: $(STAMP)

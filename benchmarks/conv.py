@@ -31,8 +31,8 @@ from torch import Tensor
 from quarflow.experiments.timing import median_seconds
 from quarflow.files import write_json
 from quarflow.nn import ConvBranch
-from quarflow.nn.conv_paper import dense_kernels
-from quarflow.nn.taps import causal_taps, gather_taps, sum_taps
+from quarflow.ops.conv_paper import dense_kernels
+from quarflow.ops.taps import causal_taps, gather_taps, sum_taps
 
 # (C, H, W), hidden channels, images: MNIST's and CIFAR-10's first scale, CIFAR-10's others, digits
 SIZES = [

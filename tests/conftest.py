@@ -34,13 +34,13 @@ def _seed():
 @pytest.fixture
 def without_kernels(monkeypatch):
     """As on a machine without a compiler."""
-    monkeypatch.setattr("quarflow.native.calls.library", lambda: None)
+    monkeypatch.setattr("quarflow.ops.backend.BACKENDS", ())
 
 
 @pytest.fixture
 def kernels():
     """The kernels; tests of them are skipped where they cannot be had."""
-    from quarflow.native.build import library, status
+    from quarflow.backends.cpu.build import library, status
 
     if library() is None:
         pytest.skip(f"no kernels: {status()}")

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import grad, gradgradcheck
 
 from quarflow import QuAR
-from quarflow.nn import chain as fused_chain
+from quarflow.ops import chain as fused_chain
 from quarflow.transforms import Composed, QuARChain
 
 pytestmark = pytest.mark.usefixtures("without_kernels")

@@ -215,7 +215,7 @@ def test_messages_name_options_and_arguments_that_exist():
         assert name in inspect.signature(function).parameters
     for path in SOURCE.rglob("*.py"):
         for text in texts(ast.parse(path.read_text(encoding="utf-8"))):
-            if {"bench", "paper", "native"} & set(path.parts):
+            if {"bench", "paper", "backends"} & set(path.parts):
                 continue  # options of other programs
             for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
                 assert option in options, (path.name, option)

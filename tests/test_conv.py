@@ -11,11 +11,11 @@ from quarflow.nn import (
     LipschitzConvNet,
     TriangularLayer,
     convolution_bound,
-    value_diagonal,
 )
-from quarflow.nn.conv_paper import dense_kernels
-from quarflow.nn.panels import FeatureMajor
-from quarflow.nn.taps import causal_taps, gather_taps, opposite, sum_taps
+from quarflow.ops import value_diagonal
+from quarflow.ops.conv_paper import dense_kernels
+from quarflow.ops.panels import FeatureMajor
+from quarflow.ops.taps import causal_taps, gather_taps, opposite, sum_taps
 from quarflow.transforms import QuARStep
 from registry import ACTIVATIONS, conv_branch, shaken
 

@@ -13,7 +13,7 @@ import quarflow
 from quarflow.flows import FAMILIES, families
 from quarflow.flows.former import POSITIONS, former_names, present
 from quarflow.nn import ACTIVATIONS, Branch
-from quarflow.nn.activations import Activation
+from quarflow.ops.activations import Activation
 from quarflow.store.schema import FlowConfig, arguments_of, flow_config, least_numbers
 from quarflow.transforms import LogDet
 from registry import SMALL

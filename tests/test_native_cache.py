@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quarflow.native import build, cache
+from quarflow.backends.cpu import build, cache
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def in_a_process(code, **environment):
     )
 
 
-STATUS = "from quarflow.native import status; print(status())"
+STATUS = "from quarflow.backends.cpu import status; print(status())"
 
 
 def test_kernels_can_be_turned_off():

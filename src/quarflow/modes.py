@@ -6,7 +6,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-__all__ = ["forward_mode", "plain", "recorded", "traced", "transformed"]
+__all__ = ["forward_mode", "plain", "recorded", "traced", "transformed", "unwatched"]
 
 
 def traced() -> bool:
@@ -57,6 +57,22 @@ def plain() -> bool:
         return False  # it follows them
 
     return traced() or forward_mode()
+
+
+def unwatched() -> bool:
+    """Whether torch does nothing besides computing: nothing is compiled, recorded or
+    differentiated forward, so that what it can't see into may be called.
+
+    Example:
+        >>> unwatched()
+        True
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0:
+        return False
+
+    return torch._C._functorch.maybe_current_level() is None or not forward_mode()
 
 
 def transformed(*tensors: Tensor) -> bool:

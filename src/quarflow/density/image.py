@@ -37,6 +37,8 @@ from quarflow.training.device import choose_device
 __all__ = ["ImageDensity"]
 
 DRAWS, SHOWN = 4, 64  # of noise in scores of files; images drawn unless asked for more
+# of a training, in the metrics
+OF_A_RUN = ("steps", "epochs", "seconds", "stopped", "interrupted", "device", "recoveries")
 
 
 class ImageDensity:

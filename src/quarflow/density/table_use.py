@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quarflow.backends.cpu.allocator import keep_freed_memory
 from quarflow.density.data_units import DataUnits
 from quarflow.flows import FlowDistribution
-from quarflow.native.allocator import keep_freed_memory
 from quarflow.solvers import InversionError, listed
 from quarflow.transforms.trust import Amplification
 

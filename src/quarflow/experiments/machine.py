@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from quarflow.native.build import library, status
+from quarflow.backends.cpu.build import library, status
 
 __all__ = ["cores", "machine", "memory_gibibytes"]
 

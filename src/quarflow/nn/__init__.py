@@ -1,6 +1,5 @@
 """Layers that carry (value, diagonal): floor 1."""
 
-from quarflow.nn.activations import ACTIVATIONS, activation, elu, lipswish, sin, tanh
 from quarflow.nn.bound import BoundBranch, BoundBranches
 from quarflow.nn.branch import Branch, ConvBranch
 from quarflow.nn.lipschitz import (
@@ -11,9 +10,11 @@ from quarflow.nn.lipschitz import (
 )
 from quarflow.nn.lipschitz_trick import lipschitz_trick
 from quarflow.nn.made import MADE, MaskedLinear
-from quarflow.nn.mlp import BoundMLP, Linearization
-from quarflow.nn.norms import convolution_bound, spectral_bound
+from quarflow.nn.mlp import BoundMLP
 from quarflow.nn.triangular import TriangularLayer
+from quarflow.ops.activations import ACTIVATIONS, activation, elu, lipswish, sin, tanh
+from quarflow.ops.bounds import convolution_bound, spectral_bound
+from quarflow.ops.linearization import Linearization
 
 __all__ = [
     "ACTIVATIONS",

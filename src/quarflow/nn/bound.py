@@ -9,10 +9,10 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from quarflow.native import chain as native
-from quarflow.nn.activations import Activation
-from quarflow.nn.conv_paper import dense_value_and_diagonal
-from quarflow.nn.value_diagonal import Pass, value_and_diagonal
+from quarflow.backends.shapes import ChainShape
+from quarflow.ops.activations import Activation
+from quarflow.ops.conv_paper import dense_value_and_diagonal
+from quarflow.ops.value_diagonal import Pass, value_and_diagonal
 
 __all__ = ["BoundBranch", "BoundBranches"]
 
@@ -125,6 +125,7 @@ class BoundBranches(Sequence[BoundBranch]):
     Attributes:
         weights, blocks, biases, bound: As in :class:`BoundBranch`, with T in front.
         options: For each step.
+        shape: As backends know the branches, of vectors.
         implementation: Of all of them.
     """
 
@@ -133,6 +134,7 @@ class BoundBranches(Sequence[BoundBranch]):
     biases: tuple[Tensor, ...]
     options: tuple[Pass, ...]
     bound: Tensor
+    shape: ChainShape
     implementation: str = "fused"
 
     @overload
@@ -157,15 +159,3 @@ class BoundBranches(Sequence[BoundBranch]):
 
     def __iter__(self) -> Iterator[BoundBranch]:
         return iter(self[:])
-
-    @property
-    def activation(self) -> Activation:
-        """Between the layers."""
-        return self.options[0].activation
-
-    @property
-    def shape(self) -> native.Shape:
-        """As the kernels know the branches, of vectors."""
-        reverse = tuple([o.reverse for o in self.options])
-
-        return native.Shape.of(self.blocks, self.activation.name, reverse)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from quarflow.nn.activations import activation as lookup
+from quarflow.backends.shapes import ChainShape
 from quarflow.nn.bound import BoundBranches
 from quarflow.nn.lipschitz_trick import (
     check_sigma,
@@ -19,9 +19,11 @@ from quarflow.nn.lipschitz_trick import (
     refuse_overflow,
     theta_parameter,
 )
-from quarflow.nn.norms import convolution_bound, product_bound, spectral_bound
 from quarflow.nn.triangular import TriangularLayer
-from quarflow.nn.value_diagonal import Pass
+from quarflow.ops.activations import activation as lookup
+from quarflow.ops.bounds import convolution_bound, product_bound, spectral_bound
+from quarflow.ops.packing import Packing, assemble
+from quarflow.ops.value_diagonal import Pass
 
 IMPLEMENTATIONS = ("fused", "paper")
 
@@ -44,7 +46,8 @@ class _Branches(nn.Module):
     Arguments:
         features: Number D of dimensions; of images, of channels.
         reverse: For each step, whether its order is reversed.
-        activation, norm, sigma, trick: As in :class:`Branch`.
+        activation, norm, sigma: As in :class:`Branch`.
+        units: Units per dimension, from that of x, 1, to that of F, 1.
     """
 
     norms: ClassVar[tuple[str, ...]]
@@ -57,6 +60,7 @@ class _Branches(nn.Module):
         activation: str,
         norm: str,
         sigma: float,
+        units: Sequence[int],
     ) -> None:
         super().__init__()
         if norm not in self.norms:
@@ -65,6 +69,8 @@ class _Branches(nn.Module):
         self.features, self.norm, self.sigma = features, norm, sigma
         self.reverse, self.activation = tuple(reverse), activation
         self._activation = lookup(activation)
+        self.packing = Packing(features, tuple(units), self.reverse)
+        self.shape_of_chain = ChainShape(self.packing.units, activation, self.reverse)
 
     def stack(self) -> list[TriangularLayer]:
         """The layers, first to last."""
@@ -82,13 +88,13 @@ class _Branches(nn.Module):
         """The bound on the norm of a whole layer, shape (T)."""
         return spectral_bound(weight)
 
-    def product(self, weights: Sequence[Tensor]) -> Tensor:
+    def product(self, layers: Sequence[TriangularLayer], weights: Sequence[Tensor]) -> Tensor:
         r"""P, the certified bound on the product of the layer norms, shape (T, D) or (T, 1).
 
         Arguments:
-            weights: Effective weights of the layers.
+            layers: The layers, first to last.
+            weights: Their effective weights.
         """
-        layers = self.stack()
         if self.norm == "dimension":
             return product_bound([layer.diagonal for layer in layers])
         product = self.layer_bound(weights[0], layers[0])
@@ -105,19 +111,24 @@ class _Branches(nn.Module):
         """
         layers = self.stack()
         with torch.autocast(layers[0].bias.device.type, enabled=False):
-            weights = [layer.weight() for layer in layers]
-            # Views: what is bound stays of its type when the module is moved to another one.
-            blocks: list[Tensor] = [layer.diagonal.view_as(layer.diagonal) for layer in layers]
-            biases = [layer.biases(c) for layer in layers]
-            scale = lipschitz_trick(self.theta_raw, self.sigma, self.product(weights))
-            refuse_overflow(weights, [layer.bias for layer in layers], scale)
+            weights = self.weights(layers)
+            blocks, biases = [], []
+            for layer in layers:
+                # Views: what is bound stays of its type when the module is moved to another one.
+                blocks.append(layer.diagonal.view_as(layer.diagonal))
+                bias = layer.bias if c is None else layer.biases(c)
+                biases.append(bias.view_as(bias))
+            scale = lipschitz_trick(self.theta_raw, self.sigma, self.product(layers, weights))
+            if not torch.is_grad_enabled():  # training has an eye on its loss
+                refuse_overflow(weights, [layer.bias for layer in layers], scale)
             weights[-1], blocks[-1] = scale.times(weights[-1]), scale.times(blocks[-1])
             last = biases[-1]  # (T, D) or (T, *, D)
             biases[-1] = scale.times(last.movedim(-1, 1)).movedim(1, -1)
             bound = scale.bound.to(last.dtype).expand(len(last), self.features)
+        matrices = self.flattened(weights)
 
         return BoundBranches(
-            self.flattened(weights), tuple(blocks), tuple(biases), self.passes(), bound
+            matrices, tuple(blocks), tuple(biases), self.passes(), bound, self.shape_of_chain
         )
 
     @torch.no_grad()
@@ -132,6 +143,10 @@ class _Branches(nn.Module):
         self.vanish()
         if self.theta_raw is not None:
             self.theta_raw.fill_(1.0)
+
+    def weights(self, layers: Sequence[TriangularLayer]) -> list[Tensor]:
+        """Effective weights of the layers, not scaled."""
+        return [layer.weight() for layer in layers]
 
     def flattened(self, weights: list[Tensor]) -> tuple[Tensor, ...]:
         """Effective weights as matrices, as the pass reads them."""
@@ -192,9 +207,9 @@ class Branch(_Branches):
         trick: bool = True,
     ) -> None:
         _check(features, hidden_features, context)
-        super().__init__(features, reverse, activation, norm, sigma)
-        self._passes = tuple([Pass(self._activation, r) for r in self.reverse])
         units = [1, *(units_per_dimension(h, features) for h in hidden_features), 1]
+        super().__init__(features, reverse, activation, norm, sigma, units)
+        self._passes = tuple([Pass(self._activation, r) for r in self.reverse])
         self.layers = nn.ModuleList(
             TriangularLayer(features, a, b, reverse, context) for a, b in pairwise(units)
         )
@@ -203,6 +218,12 @@ class Branch(_Branches):
     def stack(self) -> list[TriangularLayer]:
         """The layers, first to last."""
         return list(self.layers)  # type: ignore[arg-type]
+
+    def weights(self, layers: Sequence[TriangularLayer]) -> list[Tensor]:
+        """Effective weights of the layers, not scaled, all put together at once."""
+        off, on = [layer.off_diagonal for layer in layers], [layer.diagonal for layer in layers]
+
+        return list(assemble(off, on, self.packing))
 
     def passes(self) -> tuple[Pass, ...]:
         """For each step, what its pass does."""
@@ -286,10 +307,10 @@ class ConvBranch(_Branches):
                 f"implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}."
             )
         C = shape[0]
-        super().__init__(C, reverse, activation, norm, sigma)
+        k = units_per_dimension(hidden_channels, C)
+        super().__init__(C, reverse, activation, norm, sigma, (1, k, k, 1))
         self.shape, self.preactivation = tuple(shape), tuple(preactivation)
         self.recompute, self.implementation = recompute, implementation
-        k = units_per_dimension(hidden_channels, C)
         self.first = TriangularLayer(C, 1, k, reverse, kernel_size=kernel_size)
         self.middle = TriangularLayer(C, k, k, reverse, kernel_size=1)
         self.last = TriangularLayer(C, k, 1, reverse, kernel_size=kernel_size)

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from quarflow.nn.activations import activation as lookup
 from quarflow.nn.draws import uniform_
 from quarflow.nn.lipschitz_trick import limited
 from quarflow.nn.mlp import BoundMLP, StackedLinear
-from quarflow.nn.norms import convolution_bound, spectral_bound
+from quarflow.ops.activations import activation as lookup
+from quarflow.ops.bounds import convolution_bound, spectral_bound
 
 __all__ = ["LipschitzBranch", "LipschitzConvNet", "LipschitzLinear", "LipschitzMLP"]
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from quarflow.nn.norms import EPS
+from quarflow.ops.bounds import EPS
 
 __all__ = [
     "MAX_SIGMA",
@@ -144,14 +144,13 @@ def refuse_overflow(
         ValueError: if the weights are too large for their type.
 
     Example:
-        >>> weights, biases = [torch.full((1, 1, 1), 1e35)], [torch.zeros(1, 1)]
-        >>> with torch.no_grad():
-        ...     refuse_overflow(weights, biases, scale)
+        >>> weights, biases = [torch.full((1, 1, 1), 1e37)], [torch.zeros(1, 1)]
+        >>> scale = lipschitz_trick(None, 0.5, torch.ones(1, 1))
         >>> with torch.no_grad():
         ...     refuse_overflow(weights, biases, scale)
         Traceback (most recent call last):
             ...
-        ValueError: The weights are too large for float32, up to 1.0e+35: ...
+        ValueError: The weights are too large for float32, up to 1.0e+37: ...
     """
     if torch.is_grad_enabled() or not _has_values(weights[0]):
         return

@@ -8,9 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from quarflow.nn.activations import activation as lookup
 from quarflow.nn.derived import Derived
 from quarflow.nn.mlp import BoundMLP, StackedLinear
+from quarflow.ops.activations import activation as lookup
 
 __all__ = ["MADE", "MaskedLinear", "hidden_degrees", "input_degrees"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from quarflow.nn.draws import normal_, uniform_
-from quarflow.nn.packing import Packing, assemble
-from quarflow.nn.taps import causal_taps
+from quarflow.ops.packing import Packing, assemble, assemble_blocks
+from quarflow.ops.taps import causal_taps
 
 __all__ = ["TriangularLayer"]
 
@@ -55,7 +55,7 @@ class TriangularLayer(nn.Module):
         kernel_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.packing = Packing(features, units_in, units_out, tuple(reverse))
+        self.packing = Packing(features, (units_in, units_out), tuple(reverse))
         self.features, self.units_in, self.units_out = features, units_in, units_out
         self.reverse, T = tuple(reverse), len(reverse)
         pairs, outputs = features * (features - 1) // 2, features * units_out
@@ -97,15 +97,16 @@ class TriangularLayer(nn.Module):
 
     def weight(self) -> Tensor:
         """Effective weights, shape (T, D k_out, D k_in), or (T, D k_out, taps, D k_in)."""
-        center = assemble(self.off_diagonal, self.diagonal, self.packing)
+        if self.taps is None:
+            return assemble([self.off_diagonal], [self.diagonal], self.packing)[0]
+        center = assemble_blocks(self.off_diagonal, self.diagonal, self.packing)
 
-        return center if self.taps is None else torch.cat((self.off_center, center[:, :, None]), 2)
+        return torch.cat((self.off_center, center[:, :, None]), 2)
 
     def biases(self, c: Tensor | None) -> Tensor:
         """Biases with the context bound, shape (T, out), or (T, *, out) for c of shape (*, C)."""
         if self.context is None or c is None:
-            # A view: what is bound stays of its type when the module is moved to another one.
-            return self.bias.view_as(self.bias)
+            return self.bias
         T, outputs = self.bias.shape
         bias = self.bias.reshape(T, *(1,) * (c.dim() - 1), outputs)
 

@@ -246,7 +246,8 @@ def cast(value: Value, dtype: torch.dtype) -> Value:
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value  # type: ignore[return-value]
     if isinstance(value, (list, tuple)):
-        return type(value)(cast(item, dtype) for item in value)
+        make = getattr(value, "_make", type(value))  # of named tuples
+        return make([cast(item, dtype) for item in value])
     if isinstance(value, Transform):
         return value.to(dtype)
     if is_dataclass(value) and not isinstance(value, type):

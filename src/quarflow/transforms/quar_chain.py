@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quarflow.nn.bound import BoundBranches
-from quarflow.nn.chain import Chain, residual_chain
+from quarflow.ops.chain import Chain, residual_chain
 from quarflow.transforms.base import Transform
 from quarflow.transforms.compose import Composed
 from quarflow.transforms.elementwise import Affine
@@ -20,7 +20,7 @@ __all__ = ["QuARChain"]
 class QuARChain(Composed):
     r"""(First,) affine, QuAR step, affine, ..., affine: the same map composed, only faster.
 
-    Forward it is one fused function of stacked parameters (:mod:`quarflow.nn.chain`); backward it
+    Forward it is one fused function of stacked parameters (:mod:`quarflow.ops.chain`); backward it
     is step after step. Like the transform of every flow it maps points in float64, see
     :class:`Composed`.
 
@@ -81,7 +81,8 @@ class QuARChain(Composed):
         biases = b.biases
         if biases[0].dim() > 2:
             biases = tuple([_rows(bias, batch) for bias in biases])
-        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, b.activation, b.shape)
+        phi = b.options[0].activation
+        chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, phi, b.shape)
         z, ladj = residual_chain(rows, chain)
 
         return z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + constant

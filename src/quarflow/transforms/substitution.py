@@ -1,19 +1,16 @@
-r"""The inverse of a QuAR step by forward substitution, in compiled kernels."""
+r"""The inverse of a QuAR step by substitution, where a backend does it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from quarflow.native import chain as native
 from quarflow.nn.bound import BoundBranch
-from quarflow.nn.recurrence import Layers
-from quarflow.nn.value_diagonal import single_step
+from quarflow.ops.recurrence import Layers
+from quarflow.ops.substitution import substituted
 from quarflow.solvers import AIM, Solution, default_tolerance
 
 __all__ = ["substitute"]
-
-EVALUATIONS = 200  # of a variable: enough to bisect the whole range of float64 a few times
 
 
 @torch.no_grad()
@@ -21,11 +18,6 @@ def substitute(
     branch: BoundBranch, y: Tensor, start: Tensor | None = None, tolerance: float | None = None
 ) -> Solution | None:
     r"""Solve x + F(x) = y, one variable after the other.
-
-    Given the variables before it, each one's equation has a single unknown and is increasing in
-    it: Newton, inside a bracket once there is one. What earlier variables contribute to the
-    hidden units of a variable is computed once, so that all D variables take about as long as
-    one evaluation of F, and besides only the diagonal blocks are evaluated again and again.
 
     Arguments:
         branch: F, flat: with biases for all rows or one for each.
@@ -36,7 +28,7 @@ def substitute(
 
     Returns:
         What was found, with its residuals, some of which may be above the tolerance or NaN; None
-        where there are no kernels for it.
+        where no backend takes it.
 
     Example:
         >>> from quarflow.nn import Branch
@@ -48,12 +40,12 @@ def substitute(
     if branch.event_dim != 1:
         return None
     layers = Layers(branch.weights, branch.blocks, branch.biases, branch.reverse)
-    shape = native.Shape.of(layers.blocks, branch.activation.name, (branch.reverse,))
-    tensors = single_step(layers)
     tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
-    start = y if start is None else start
-    if not native.usable(shape, y, (*tensors, start)):
+    found = substituted(
+        layers, branch.activation, y, y if start is None else start, AIM * tolerance
+    )
+
+    if found is None:
         return None
-    found = native.solve(shape, y, start, tensors, AIM * tolerance, EVALUATIONS)
 
     return Solution(found.x, found.slope, found.evaluations, found.residual)

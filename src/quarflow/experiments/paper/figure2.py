@@ -24,7 +24,7 @@ from quarflow.data.toys import toy
 from quarflow.experiments.paper.fit import Fit, fitted, load_weights
 from quarflow.experiments.paper.run import Numbers, Run, mean_and_error, with_error
 from quarflow.flows import Flow, QuAR, ResidualFlow
-from quarflow.nn.norms import spectral_bound
+from quarflow.ops.bounds import spectral_bound
 
 __all__ = ["figure2"]
 

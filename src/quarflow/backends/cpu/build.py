@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from quarflow.native import cache as kept
-from quarflow.native.allocator import keep_freed_memory
+from quarflow.backends.cpu import cache as kept
+from quarflow.backends.cpu.allocator import keep_freed_memory
 
 __all__ = ["library", "status"]
 
@@ -36,6 +36,7 @@ class _Build(NamedTuple):
     status: str
 
 
+@cache
 def library() -> ctypes.CDLL | None:
     """The kernels, compiled if need be; None where they cannot be had, see :func:`status`."""
     return _build().library

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quarflow.backends.shapes import ChainShape
 from quarflow.modes import plain
-from quarflow.native import chain as native
-from quarflow.nn import recurrence
-from quarflow.nn.activations import Activation
-from quarflow.nn.recurrence import Layers, Tape, flatten, unflatten
+from quarflow.ops import recurrence
+from quarflow.ops.activations import Activation
+from quarflow.ops.backend import Backend, backend_for, needs_gradient
+from quarflow.ops.recurrence import Layers, Tape, flatten, unflatten
 
 __all__ = ["Chain", "residual_chain"]
 
@@ -34,7 +35,7 @@ class Chain(NamedTuple):
         weights, blocks: Of each layer, shapes (T, D k_out, D k_in) and (T, D, k_out, k_in).
         biases: Of each layer, shapes (T, D k_out) or (T, N, D k_out).
         activation: Between the layers.
-        shape: What the kernels need to know besides; also for each step, whether its weights are
+        shape: What backends need to know besides; also for each step, whether its weights are
             upper triangular.
     """
 
@@ -44,7 +45,7 @@ class Chain(NamedTuple):
     blocks: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
     activation: Activation
-    shape: native.Shape
+    shape: ChainShape
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -52,13 +53,13 @@ class Chain(NamedTuple):
         return (self.scale, self.shift, *self.weights, *self.blocks, *self.biases)
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], how: tuple[Activation, native.Shape]) -> Chain:
+    def of(cls, tensors: Sequence[Tensor], phi: Activation, shape: ChainShape) -> Chain:
         """From what ``tensors`` gives."""
         scale, shift, *rest = tensors
         L = len(rest) // 3
         weights, blocks, biases = tuple(rest[:L]), tuple(rest[L : 2 * L]), tuple(rest[2 * L :])
 
-        return cls(scale, shift, weights, blocks, biases, *how)
+        return cls(scale, shift, weights, blocks, biases, phi, shape)
 
     def steps(self) -> list[Layers]:
         """The layers of each step."""
@@ -92,25 +93,17 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
     Returns:
         Shapes (N, D) and (N).
     """
-    if plain():
+    tensors = chain.tensors
+    backend = backend_for("chain", chain.shape, (x, *tensors))
+    if backend is None and plain():
         return _forward(x, chain, keep=False)[:2]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *chain.tensors)):
-        outputs = _Chain.apply((chain.activation, chain.shape), x, *chain.tensors)
+    if needs_gradient((x, *tensors)):
+        outputs = _Chain.apply(backend, chain.activation, chain.shape, x, *tensors)
         return outputs[0], outputs[1]
+    if backend is not None:
+        return backend.chain_forward(chain.shape, x, tensors)
 
-    return _computed(x, chain, chain.tensors, keep=False)[:2]
-
-
-def _computed(
-    x: Tensor, chain: Chain, tensors: Sequence[Tensor], keep: bool
-) -> tuple[Tensor, Tensor, list[_Step]]:
-    """z, the sum of log-dets, and the steps if they are to be kept and there is room for them."""
-    if native.usable(chain.shape, x, tensors):
-        return *native.forward(chain.shape, x, tensors), []
-    if keep and _is_kept(x, chain):
-        return _forward(x, chain, keep=True)
-
-    return *_forward_in_pieces(x, chain), []
+    return _forward_in_pieces(x, chain)
 
 
 def _forward_in_pieces(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
@@ -193,16 +186,23 @@ class _Chain(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(how: tuple[Activation, native.Shape], x: Tensor, *parts: Tensor) -> Any:
-        chain = Chain.of(parts, how)
-        z, ladj, steps = _computed(x, chain, parts, keep=True)
-        kept = [[s.tape.x, s.y, s.d, *flatten(chain.activation, s.tape)] for s in steps]
+    def forward(
+        backend: Backend | None, phi: Activation, shape: ChainShape, x: Tensor, *parts: Tensor
+    ) -> Any:
+        if backend is not None:
+            return backend.chain_forward(shape, x, parts)
+        chain = Chain.of(parts, phi, shape)
+        if not _is_kept(x, chain):
+            return _forward_in_pieces(x, chain)
+        z, ladj, steps = _forward(x, chain, keep=True)
+        kept = [[s.tape.x, s.y, s.d, *flatten(phi, s.tape)] for s in steps]
 
         return z, ladj, *[tensor for step in kept for tensor in step]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.how, *tensors = inputs
+        _, phi, shape, *tensors = inputs
+        ctx.how = phi, shape
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[2:])
@@ -212,20 +212,22 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, *rest = ctx.saved_tensors
         rest, kept = rest[: ctx.inputs - 1], rest[ctx.inputs - 1 :]
-        chain = Chain.of(rest, ctx.how)
         gz = torch.zeros_like(x) if grads[0] is None else grads[0]
         gl = torch.zeros_like(x[:, 0]) if grads[1] is None else grads[1]
+        if not (kept or torch.is_grad_enabled()):
+            backend = backend_for("chain", ctx.how[1], (x, *rest, gz, gl))
+            if backend is not None:
+                return None, None, None, *backend.chain_backward(ctx.how[1], x, rest, gz, gl)
+        chain = Chain.of(rest, *ctx.how)
         if torch.is_grad_enabled():
             # Somebody wants second derivatives: what was kept are constants, so compute it anew.
             found = _backward(chain, _forward(x, chain, True, jets=True)[2], gz.mT, gl, x.mT)
         elif kept:
             found = _backward(chain, _unflatten(kept, chain), gz.mT.contiguous(), gl, x.mT)
-        elif native.usable(chain.shape, x, (*rest, gz, gl)):
-            return None, *native.backward(chain.shape, x, rest, gz, gl)
         else:
             found = _in_pieces(x, chain, gz, gl)
 
-        return None, found[0].mT, *found[1:]
+        return None, None, None, found[0].mT, *found[1:]
 
 
 def _is_kept(x: Tensor, chain: Chain) -> bool:

@@ -10,12 +10,22 @@
 namespace {
 
 struct Packing {
-    int64_t steps, features, k_out, k_in, threads;
-    const int64_t* reverse;
+    int64_t steps, features, layers, threads;
+    const int64_t *reverse, *units;
+    int64_t k_out = 0, k_in = 0;
 
-    // numbers: steps, features, units out and in, threads, then whether reversed (steps).
+    // numbers: steps, features, layers, threads, then whether reversed (steps), then units from
+    // those of the first layer's input to those of the last one's output (layers + 1).
     explicit Packing(const int64_t* n)
-        : steps(n[0]), features(n[1]), k_out(n[2]), k_in(n[3]), threads(n[4]), reverse(n + 5) {}
+        : steps(n[0]), features(n[1]), layers(n[2]), threads(n[3]), reverse(n + 4),
+          units(n + 4 + n[0]) {}
+
+    // One of the layers.
+    Packing layer(int64_t l) const {
+        Packing one = *this;
+        one.k_in = units[l], one.k_out = units[l + 1];
+        return one;
+    }
 
     // copy(in dense, in off-diagonal, in diagonal, numbers before, of the diagonal, after it) for
     // each row; what is before or after stands in the off-diagonal weights, or is zero.
@@ -64,12 +74,19 @@ bool collect(const Packing& p, const T* dense, T* off, T* on) {
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                       \
-    extern "C" int assemble_##NAME(const int64_t* numbers, const T* off, const T* on,         \
-                                   T* dense) {                                                \
-        return assemble(Packing(numbers), off, on, dense);                                    \
+    extern "C" int assemble_##NAME(const int64_t* numbers, const T* const* off,               \
+                                   const T* const* on, T* const* dense) {                     \
+        Packing p(numbers);                                                                   \
+        for (int64_t l = 0; l < p.layers; l++)                                                \
+            if (!assemble(p.layer(l), off[l], on[l], dense[l])) return false;                 \
+        return true;                                                                          \
     }                                                                                         \
-    extern "C" int collect_##NAME(const int64_t* numbers, const T* dense, T* off, T* on) {    \
-        return collect(Packing(numbers), dense, off, on);                                     \
+    extern "C" int collect_##NAME(const int64_t* numbers, const T* const* dense,              \
+                                  T* const* off, T* const* on) {                              \
+        Packing p(numbers);                                                                   \
+        for (int64_t l = 0; l < p.layers; l++)                                                \
+            if (!collect(p.layer(l), dense[l], off[l], on[l])) return false;                  \
+        return true;                                                                          \
     }
 
 EXPORT(float, f32)

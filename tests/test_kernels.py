@@ -1,7 +1,6 @@
 """The compiled kernels against torch, which computes the same in another way."""
 
 import itertools
-from functools import partial
 
 import pytest
 import torch
@@ -9,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quarflow import QuAR
-from quarflow.native import chain as native
-from quarflow.nn import Branch, ConvBranch, norms
-from quarflow.nn import chain as fused_chain
-from quarflow.nn.chain import Chain, residual_chain
-from quarflow.nn.packing import assemble
+from quarflow.backends.shapes import ChainShape
+from quarflow.nn import Branch, ConvBranch
 from quarflow.nn.triangular import TriangularLayer
+from quarflow.ops import bounds as norms
+from quarflow.ops import chain as fused_chain
+from quarflow.ops.backend import backend_for
+from quarflow.ops.chain import Chain, residual_chain
+from quarflow.ops.packing import assemble
 from quarflow.solvers import InversionError, solve
 from quarflow.transforms import QuARStep
 from quarflow.transforms.substitution import substitute
@@ -46,10 +47,11 @@ def a_chain(features, hidden, activation, rows, context=0, dtype=torch.float64, 
         flow.initialize(2 * x + 1, c)
     f = flow.transform(c)
     b = f.branches
-    chain = Chain(f.scale, f.shift, b.weights, b.blocks, b.biases, b.activation, b.shape)
+    phi = b.options[0].activation
+    chain = Chain(f.scale, f.shift, b.weights, b.blocks, b.biases, phi, b.shape)
     tensors = [t.detach().clone().requires_grad_() for t in chain.tensors]
 
-    return x.requires_grad_(), Chain.of(tensors, (b.activation, b.shape))
+    return x.requires_grad_(), Chain.of(tensors, phi, b.shape)
 
 
 def differentiated(x, chain, gz, gl):
@@ -65,7 +67,7 @@ def differentiated(x, chain, gz, gl):
 
 def by_torch(monkeypatch, compute):
     with monkeypatch.context() as patch:
-        patch.setattr("quarflow.native.calls.library", lambda: None)
+        patch.setattr("quarflow.ops.backend.BACKENDS", ())
         return compute()
 
 
@@ -88,7 +90,7 @@ def test_chain_and_its_gradients(features, hidden, rows, context, activation, wo
     gz, gl = torch.randn(rows, features).double(), torch.randn(rows).double()
     with pytest.MonkeyPatch.context() as patch:
         expected = by_torch(patch, lambda: differentiated(x, chain, gz, gl))
-    assert native.usable(chain.shape, x, chain.tensors)
+    assert backend_for("chain", chain.shape, (x, *chain.tensors))
     same(differentiated(x, chain, gz, gl), expected, rtol=1e-9, atol=1e-9)
     with torch.no_grad():
         same(residual_chain(x, chain), expected[:2], rtol=1e-10, atol=1e-10)
@@ -97,7 +99,7 @@ def test_chain_and_its_gradients(features, hidden, rows, context, activation, wo
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_float32_is_as_good_as_torch(activation, monkeypatch):
     x, chain = a_chain(8, (64, 64), activation, 300, dtype=torch.float32)
-    exact = Chain.of([t.double() for t in chain.tensors], (chain.activation, chain.shape))
+    exact = Chain.of([t.double() for t in chain.tensors], chain.activation, chain.shape)
     with torch.no_grad():
         expected = residual_chain(x.double(), exact)
         ours = residual_chain(x, chain)
@@ -161,7 +163,7 @@ def test_factors_below_zero_never_make_a_wrong_number():
     none = torch.zeros(1, 2)
     chain = Chain(
         torch.ones(2, 2), torch.zeros(2, 2), weights, blocks, (none, none),
-        Branch(2, (2,), [False])._activation, native.Shape.of(blocks, "sin", (False,)),
+        Branch(2, (2,), [False])._activation, ChainShape.of(blocks, "sin", (False,)),
     )  # fmt: skip
     with torch.no_grad():
         assert residual_chain(torch.zeros(1, 2), chain)[1].isnan().all()
@@ -297,8 +299,9 @@ def test_weights_are_put_where_they_belong(features, units, reverse):
         expected = by_torch(patch, compute)
     same(compute(), expected, rtol=0, atol=0)
     if features < 4:
-        f = partial(assemble, packing=layer.packing)
-        assert torch.autograd.gradgradcheck(lambda a, b: f(a, b).pow(2), parameters)
+        assert torch.autograd.gradgradcheck(
+            lambda a, b: assemble([a], [b], layer.packing)[0].pow(2), parameters
+        )
 
 
 @pytest.mark.parametrize("units", [(1, 4, 4, 1), (1, 16, 16, 1), (1, 5, 3, 7, 1), (1, 1, 1)])
@@ -310,7 +313,7 @@ def test_bounds_and_their_gradients(units):
     with torch.no_grad():
         blocks[0][0, 0] = 0
     g = torch.randn(2, 9).double()
-    ours, theirs = norms.product_bound(blocks), norms._product(blocks)
+    ours, theirs = norms.product_bound(blocks), norms.product_bound_reference(blocks)
     torch.testing.assert_close(ours, theirs)
     same(torch.autograd.grad(ours, blocks, g), torch.autograd.grad(theirs, blocks, g))
     assert torch.autograd.gradgradcheck(

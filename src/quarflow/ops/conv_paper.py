@@ -2,7 +2,7 @@ r"""The convolutional branch the way the paper describes it, to compare with.
 
 Masked weights stand in dense 3 x 3 kernels, value and derivative are two dense forward
 evaluations, and autograd goes back through both. The numbers are those of
-:mod:`quarflow.nn.value_diagonal`; time and memory are not.
+:mod:`quarflow.ops.value_diagonal`; time and memory are not.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
-from quarflow.nn.recurrence import Tensors
-from quarflow.nn.taps import Taps
-from quarflow.nn.value_diagonal import Pass
+from quarflow.ops.recurrence import Tensors
+from quarflow.ops.taps import Taps
+from quarflow.ops.value_diagonal import Pass
 
 __all__ = ["dense_kernels", "dense_value_and_diagonal"]
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarflow.backends.shapes import ChainShape, PixelLayers
 from quarflow.modes import plain
-from quarflow.native import chain as native
-from quarflow.native import pixels
-from quarflow.nn.activations import Activation
-from quarflow.nn.recurrence import (
+from quarflow.ops.activations import Activation
+from quarflow.ops.backend import backend_for, needs_gradient
+from quarflow.ops.recurrence import (
     Gradients,
     Layers,
     Tape,
@@ -28,7 +28,7 @@ from quarflow.nn.recurrence import (
     forward,
     unflatten,
 )
-from quarflow.nn.taps import Taps, gather_taps, opposite, sum_taps
+from quarflow.ops.taps import Taps, gather_taps, opposite, sum_taps
 
 __all__ = ["Pass", "single_step", "value_and_diagonal"]
 
@@ -64,7 +64,7 @@ class Pass:
 
 
 def single_step(layers: Layers) -> list[Tensor]:
-    """The layers as a chain of one step, whose affine maps do not matter, for the kernels."""
+    """The layers as a chain of one step, whose affine maps do not matter, for backends."""
     own = layers.weights[0].new_empty(1, len(layers.blocks[0]))
 
     return [own, own, *[t.unsqueeze(0) for part in layers[:3] for t in part]]
@@ -87,7 +87,7 @@ def value_and_diagonal(
         F and d, both of the shape of x.
     """
     tensors = (x, *weights, *blocks, *biases)
-    if plain() or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+    if plain() or not needs_gradient(tensors):
         # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
         F, d, _ = _forward(options, x, weights, blocks, biases, keep=False)
         return F, d
@@ -139,10 +139,11 @@ def _forward(
         return _images_forward(options, options.taps, x, W, B, b, keep)
     phi, layers = options.activation, Layers(W, B, b, options.reverse)
     if not keep:
-        shape = native.Shape.of(B, phi.name, (options.reverse,))
+        shape = ChainShape.of(B, phi.name, (options.reverse,))
         tensors = single_step(layers)
-        if native.usable(shape, x, tensors):
-            return *native.branch(shape, x, tensors), []
+        backend = backend_for("chain", shape, (x, *tensors))
+        if backend is not None:
+            return *backend.branch(shape, x, tensors), []
     tape = forward(phi, x.mT, layers)
     F = tape.z[-1]
 
@@ -199,10 +200,12 @@ def _images_forward(
         A, *lower = options.low(A, *W, *B, *b)
         W, B, b = _thirds(lower, len(W))
     t = None if slope is None else slope.reshape(-1, x.shape[-1])
-    network = pixels.Network(W, B, b[:-1], phi.name, options.reverse)
+    network = PixelLayers(W, B, b[:-1], phi.name, options.reverse)
     kept: list[Tensor] = []
-    if options.dtype is None and pixels.usable(network, A, *(() if t is None else (t,))):
-        products, d = pixels.forward(network, A, t)
+    read = [A, *([] if t is None else [t]), *network.tensors]
+    backend = backend_for("pixels", network, read) if options.dtype is None else None
+    if backend is not None:
+        products, d = backend.pixels_forward(network, A, t)
     else:
         layers, size = Layers(W, B, b, options.reverse, True), _chunk(W[0].shape[0], x.device)
         t = t if t is None or options.dtype is None else t.to(options.dtype)
@@ -249,12 +252,14 @@ def _images_backward(
     if options.dtype is not None:
         A, gy, gd, *lower = options.low(A, gy, gd, *W, *B, *b)
         W, B, b = _thirds(lower, len(W))
-    network = pixels.Network(W, B, b[:-1], options.activation.name, options.reverse)
-    by_hand = kept or torch.is_grad_enabled() or options.dtype is not None
-    if by_hand or not pixels.usable(network, A, gy, gd):
+    network, backend = PixelLayers(W, B, b[:-1], options.activation.name, options.reverse), None
+    if not (kept or torch.is_grad_enabled() or options.dtype is not None):
+        read = [A, gy, gd, *([] if t is None else [t]), *network.tensors]
+        backend = backend_for("pixels", network, read)
+    if backend is None:
         of_A, of_t, found = _in_chunks(options, A, t, W, B, b, kept, gy, gd, x.dtype)
     else:
-        of_A, of_t, *rest = pixels.backward(network, A, t, gy, gd)
+        of_A, of_t, *rest = backend.pixels_backward(network, A, t, gy, gd)
         found = Gradients(*rest)
     found.biases.append(gF.sum((0, 1, 2)))
     if not need_x:

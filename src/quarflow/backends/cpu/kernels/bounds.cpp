@@ -1,5 +1,5 @@
 // The certified bound on the product of the norms of diagonal blocks, and its gradient: what
-// quarflow.nn.norms computes by `balanced` and `spectral_bound`, for many small blocks at once.
+// quarflow.ops.bounds computes by `balanced` and `spectral_bound`, for many small blocks at once.
 //
 // A vector holds the same entry of as many networks as it has lanes. Whatever the type of the
 // weights, all is computed in double precision: one set of weights has one bound.

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quarflow.nn.activations import Activation
-from quarflow.nn.panels import FeatureMajor
+from quarflow.ops.activations import Activation
+from quarflow.ops.panels import FeatureMajor
 
 __all__ = ["Gradients", "Layers", "Tape", "Tensors", "backward", "flatten", "forward", "unflatten"]
 

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from quarflow.modes import plain
-from quarflow.native import bounds as native
+from quarflow.ops.backend import Backend, backend_for
 
-__all__ = ["NORMS", "balanced", "convolution_bound", "product_bound", "spectral_bound"]
-
-NORMS = ("dimension", "operator")
+__all__ = [
+    "balanced",
+    "convolution_bound",
+    "product_bound",
+    "product_bound_reference",
+    "spectral_bound",
+]
 
 EPS = torch.finfo(torch.float32).eps  # of the coarsest weights there are
 TINY = torch.finfo(torch.float64).tiny
@@ -206,14 +210,16 @@ def product_bound(blocks: Sequence[Tensor]) -> Tensor:
         >>> round(product_bound([first, last]).item(), 2)
         4.0
     """
-    if plain() or not native.usable(blocks):
-        return _product(blocks)
-    bound: Tensor = _ProductBound.apply(*blocks)
+    backend = backend_for("bounds", tuple(map(Tensor.size, blocks)), blocks)
+    if backend is None:
+        return product_bound_reference(blocks)
+    bound: Tensor = _ProductBound.apply(backend, *blocks)
 
     return bound
 
 
-def _product(blocks: Sequence[Tensor]) -> Tensor:
+def product_bound_reference(blocks: Sequence[Tensor]) -> Tensor:
+    """:func:`product_bound` in torch."""
     working = _working(blocks[0])
     wide = balanced([block.double() for block in blocks])
     bounds = [_spectral_bound(block, 6, working) for block in wide]
@@ -228,23 +234,26 @@ class _ProductBound(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*blocks: Tensor) -> Tensor:
-        return native.product(blocks) if native.usable(blocks) else _product(blocks)
+    def forward(backend: Backend, *blocks: Tensor) -> Tensor:
+        return backend.product_bound(blocks)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         blocks = ctx.saved_tensors
-        if not torch.is_grad_enabled() and native.usable(blocks, grad):
-            return tuple(native.gradients(blocks, grad))
+        if not torch.is_grad_enabled():
+            sizes = tuple(map(Tensor.size, blocks))
+            backend = backend_for("bounds", sizes, blocks)
+            if backend is not None and backend.takes("bounds", sizes, (grad,)):
+                return None, *backend.product_gradients(blocks, grad)
         with torch.enable_grad():
             own = [b.view_as(b) for b in blocks]
-            product = _product(own)
+            product = product_bound_reference(own)
 
-        return torch.autograd.grad(product, own, grad, create_graph=torch.is_grad_enabled())
+        return None, *torch.autograd.grad(product, own, grad, create_graph=torch.is_grad_enabled())
 
 
 def convolution_bound(

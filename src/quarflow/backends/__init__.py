@@ -1,0 +1,1 @@
+"""What computes operations faster than torch, a folder each: speed, nothing else."""

@@ -1,0 +1,1 @@
+"""Operations as functions: signature, torch reference, gradient; backends make them faster."""
