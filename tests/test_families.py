@@ -1,7 +1,10 @@
 """What every flow family keeps to: one list, arguments alike, folders that are safe to count."""
 
+import importlib
 import inspect
 import json
+import pkgutil
+import re
 import resource
 from contextlib import suppress
 
@@ -10,6 +13,7 @@ import torch
 
 import page
 import quarflow
+import quarflow.transforms
 from quarflow.flows import FAMILIES, families
 from quarflow.flows.former import POSITIONS, former_names, present
 from quarflow.nn import ACTIVATIONS, Branch
@@ -161,3 +165,20 @@ def test_the_page_on_extending(monkeypatch, capsys):
     flow = quarflow.QuAR(2, transforms=2, activation="softsign").double()  # also with kernels
     x, ladj = flow().transform.inv.call_and_ladj(x)
     torch.testing.assert_close(flow().transform.call_and_ladj(x)[1], -ladj)
+
+
+def test_every_public_class_says_its_arguments_and_shows_an_example():
+    lacking = []
+    for package in (quarflow.flows, quarflow.transforms):
+        for found in pkgutil.iter_modules(package.__path__):
+            module = importlib.import_module(f"{package.__name__}.{found.name}")
+            for name in getattr(module, "__all__", []):
+                kind = getattr(module, name)
+                if not inspect.isclass(kind) or kind.__module__ != module.__name__:
+                    continue
+                text = kind.__doc__ or ""
+                if "__init__" in vars(kind) and not re.search(r"^ +(Argu|Attri)", text, re.M):
+                    lacking.append(f"{name}: Arguments")
+                if "Example:" not in text:
+                    lacking.append(f"{name}: Example")
+    assert not lacking
