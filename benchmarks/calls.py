@@ -21,10 +21,8 @@ from typing import Any
 import numpy as np
 
 import quarflow
-from quarflow import QuARDensity
+from quarflow import ImageDensity, QuARDensity
 from quarflow.data.images import Images
-from quarflow.image_fitting import fit_images
-from quarflow.training import TrainingSettings
 
 ROOT = str(Path(quarflow.__file__).parent) + os.sep
 BATCH = "Sampler.batch"  # where a step begins
@@ -95,11 +93,9 @@ def measured() -> dict[str, Passed]:
 
     pixels = rng.integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
     images = Images(pixels, None, 256, "noise")
-    settings = TrainingSettings(max_epochs=1, batch_size=32)
-    arguments = {"scales": 2, "blocks": 2, "hidden_channels": 8}
-    found["training step, images"] = one_step(
-        lambda: fit_images(images, settings, arguments=arguments, device="cpu")
-    )
+    settings = {"max_epochs": 1, "batch_size": 32, "random_state": 0, "device": "cpu"}
+    density = ImageDensity(scales=2, transforms=2, hidden_channels=8, **settings)
+    found["training step, images"] = one_step(lambda: density.fit(images))
 
     return found
 

@@ -1,10 +1,13 @@
 """One line per transform and per flow; tests/test_truths.py and test_flows.py go over them all.
 
-To add one: ``TRANSFORMS["name"] = TransformCase(constructor, features)`` or
-``FLOWS["name"] = FlowCase(constructor, features)``. Constructors take no argument and are called
-after ``torch.manual_seed``; they give float64 objects with random, not too tame, weights.
+A flow family is a line of ``FAMILIES``, from which the cases of its step, of it, and of it with a
+context follow, or of ``IMAGE_FAMILIES``. Further cases: ``TRANSFORMS["name"] =
+TransformCase(constructor, features)`` or ``FLOWS["name"] = FlowCase(constructor, features)``.
+Constructors take no argument and are called after ``torch.manual_seed``; they give float64 objects
+with random, not too tame, weights.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,18 +16,11 @@ from typing import Any
 
 import torch
 
-from quarflow import (
-    Autoregressive,
-    ImageQuAR,
-    ImageResidualFlow,
-    PlanarFlow,
-    QuAR,
-    RadialFlow,
-    ResidualFlow,
-    SylvesterFlow,
-)
+import page
+from quarflow import flows
 from quarflow.data.columns import Column, Columns
-from quarflow.flows.data_units import DataUnits
+from quarflow.density.data_units import DataUnits
+from quarflow.flows import QuAR
 from quarflow.flows.flow import FlowDistribution
 from quarflow.nn import ACTIVATIONS, MADE, Branch, ConvBranch, LipschitzConvNet, LipschitzMLP
 from quarflow.transforms import (
@@ -39,14 +35,11 @@ from quarflow.transforms import (
     Logit,
     MultiScale,
     Permutation,
-    PlanarStep,
     QuARStep,
-    RadialStep,
     ResidualStep,
-    SylvesterStep,
 )
 
-__all__ = ["FLOWS", "TRANSFORMS", "FlowCase", "TransformCase", "branch", "shaken"]
+__all__ = ["FLOWS", "SMALL", "TRANSFORMS", "FlowCase", "TransformCase", "branch", "shaken"]
 
 
 @dataclass(frozen=True)
@@ -244,12 +237,6 @@ def _autoregressive(D=4, reverse=False, context=0, method="sequential"):
     return AutoregressiveStep(network, reverse, method=method)
 
 
-def _sylvester(D, M):
-    q = torch.linalg.qr(_numbers(D, M))[0]
-
-    return SylvesterStep(q, _numbers(M, M), _numbers(M, M), _numbers(M))
-
-
 TRANSFORMS |= {
     "residual": TransformCase(_residual, 3),
     "residual context": TransformCase(partial(_residual, context=2), 3),
@@ -260,15 +247,14 @@ TRANSFORMS |= {
     ),
     "autoregressive newton": TransformCase(partial(_autoregressive, method="newton"), 4, "lower"),
     "inverse autoregressive": TransformCase(lambda: Inverse(_autoregressive()), 4, "lower"),
-    "planar": TransformCase(lambda: PlanarStep(_numbers(3), _numbers(3), _numbers(1)), 3),
-    "radial": TransformCase(lambda: RadialStep(_numbers(3), _numbers(1), _numbers(1)), 3),
-    "sylvester": TransformCase(lambda: _sylvester(4, 2), 4),
-    "sylvester all directions": TransformCase(lambda: _sylvester(3, 3), 3),
 }
 
 
 def _quar(features, context=0, transforms=3, hidden_features=(6, 6), **options):
-    return shaken(QuAR(features, context, transforms, hidden_features, **options), 0.15)
+    return shaken(
+        QuAR(features, context, transforms=transforms, hidden_features=hidden_features, **options),
+        0.15,
+    )
 
 
 def _data_units():
@@ -324,17 +310,31 @@ def _other(flow, features, context=0, **options):
     return shaken(flow(features, context, **options), 0.15)
 
 
-for _context in (0, 2):
-    for _name, _flow, _features, _options in (
-        ("residual", ResidualFlow, 2, {"logdet": "exact"}),
-        ("residual student-t", ResidualFlow, 3, {"logdet": "exact", "base": "student-t"}),
-        ("autoregressive", Autoregressive, 3, {"order": "fixed"}),
-        ("autoregressive newton", Autoregressive, 2, {"method": "newton"}),
-        ("autoregressive inverse", Autoregressive, 3, {"inverse": True}),
-        ("planar", PlanarFlow, 2, {}),
-        ("radial", RadialFlow, 2, {}),
-        ("sylvester", SylvesterFlow, 3, {"ridges": 2}),
-    ):
+def _step_of(flow, features, **options):
+    """The first step of the flow, its parameters far from where they start."""
+    made = shaken(flow(features, transforms=1, **options), 0.5)
+
+    return next(t for t in made.transforms(None) if not isinstance(t, Affine))
+
+
+FAMILIES = (
+    ("residual", flows.ResidualFlow, 2, {"logdet": "exact"}),
+    ("residual student-t", flows.ResidualFlow, 3, {"logdet": "exact", "base": "student-t"}),
+    ("autoregressive", flows.Autoregressive, 3, {"order": "fixed"}),
+    ("autoregressive newton", flows.Autoregressive, 2, {"method": "newton"}),
+    ("autoregressive inverse", flows.Autoregressive, 3, {"inverse": True}),
+    ("planar", flows.PlanarFlow, 2, {}),
+    ("radial", flows.RadialFlow, 2, {}),
+    ("sylvester", flows.SylvesterFlow, 3, {"ridges": 2}),
+    ("sylvester all directions", flows.SylvesterFlow, 3, {}),
+    ("sinh-arcsinh", page.flow, 2, {}),
+)
+for _name, _flow, _features, _options in FAMILIES:
+    if _name not in TRANSFORMS:  # of some there are cases above
+        TRANSFORMS[_name] = TransformCase(
+            partial(_step_of, _flow, _features, **_options), _features
+        )
+    for _context in (0, 2):
         FLOWS[f"{_name}{' context' * (_context > 0)}"] = FlowCase(
             partial(_other, _flow, _features, _context, **_options), _features, _context
         )
@@ -422,21 +422,30 @@ class FlatImages(torch.nn.Module):
 
 
 def _image_flow(flow, shape, **options):
-    options = {"scales": 2, "blocks": 2, "hidden_channels": 2} | options
+    options = {"scales": 2, "transforms": 2, "hidden_channels": 2} | options
 
     return FlatImages(shaken(flow(shape, **options), 0.1))
 
 
-FLOWS |= {
-    "image quar": FlowCase(partial(_image_flow, ImageQuAR, (1, 2, 4)), 8, inside=True),
-    "image quar factored out": FlowCase(
-        partial(_image_flow, ImageQuAR, (1, 4, 2), factor_out=True, norm="operator", blocks=1),
-        8,
-        inside=True,
+IMAGE_FAMILIES = (
+    ("image quar", flows.ImageQuAR, (1, 2, 4), {}),
+    (
+        *("image quar factored out", flows.ImageQuAR, (1, 4, 2)),
+        {"factor_out": True, "norm": "operator", "transforms": 1},
     ),
-    "image residual": FlowCase(
-        partial(_image_flow, ImageResidualFlow, (1, 2, 2), logdet="exact", blocks=1),
-        4,
-        inside=True,
-    ),
+    ("image residual", flows.ImageResidualFlow, (1, 2, 2), {"logdet": "exact", "transforms": 1}),
+)
+for _name, _flow, _shape, _options in IMAGE_FAMILIES:
+    FLOWS[_name] = FlowCase(
+        partial(_image_flow, _flow, _shape, **_options), math.prod(_shape), inside=True
+    )
+
+# A small flow of each family, by its name.
+SMALL = {
+    "QuAR": partial(QuAR, 3, context=2, transforms=2, hidden_features=(6,)),
+    **{f.__name__: partial(f, D, context=1, transforms=2, **o) for _, f, D, o in FAMILIES},
+    **{
+        f.__name__: partial(f, shape, **{"scales": 2, "transforms": 2, "hidden_channels": 4} | o)
+        for _, f, shape, o in IMAGE_FAMILIES
+    },
 }

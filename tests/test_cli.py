@@ -393,7 +393,7 @@ def test_killed_resumed_and_interrupted(place, inside):
 
 def test_demo(inside):
     """A demo of a few seconds: everything is written, and may be written again."""
-    from quarflow.demo import run_demo
+    from quarflow.experiments.demo import run_demo
 
     (inside / "mine").mkdir()
     (inside / "mine" / "file").touch()

@@ -138,7 +138,7 @@ def fill_up(monkeypatch, name):
         save(tensors, path, *arguments, **options)
 
     monkeypatch.setattr(files, "save_file", full)
-    monkeypatch.setattr("quarflow.store.save_file", full)
+    monkeypatch.setattr("quarflow.store.folder.save_file", full)
 
 
 def test_a_full_disk_while_saving_the_model(data, tmp_path):

@@ -240,7 +240,7 @@ def test_what_is_recorded_is_the_density(name, frozen, record):
         lambda: Autoregressive(3, 2, transforms=2, hidden_features=(16,)),
         lambda: ResidualFlow(3, 2, transforms=2, hidden_features=(16,), logdet="exact"),
         lambda: PlanarFlow(3, 2, transforms=2),
-        lambda: ImageQuAR((2, 8, 8), scales=1, blocks=1, hidden_channels=16),
+        lambda: ImageQuAR((2, 8, 8), scales=1, transforms=1, hidden_channels=16),
     ],
 )
 def test_built_without_memory_or_under_another_default_dtype(make):

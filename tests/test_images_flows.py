@@ -15,7 +15,7 @@ from quarflow.flows.images import scale_shapes
 from quarflow.transforms import Logit, MultiScale, Squeeze, dequantise, quantise
 from registry import shaken
 
-SMALL = {"shape": (1, 4, 4), "scales": 2, "blocks": 2, "hidden_channels": 8}
+SMALL = {"shape": (1, 4, 4), "scales": 2, "transforms": 2, "hidden_channels": 8}
 FLOWS = {
     "quar": lambda **o: ImageQuAR(**SMALL | o),
     "quar paper": lambda **o: ImageQuAR(
@@ -125,7 +125,7 @@ def test_samples_are_pictures(make, dtype):
 
 
 def test_evaluations_are_given_in_the_order_of_the_steps():
-    flow = ImageQuAR((1, 4, 4), scales=1, blocks=3, hidden_channels=8).double()
+    flow = ImageQuAR((1, 4, 4), scales=1, transforms=3, hidden_channels=8).double()
     with torch.no_grad():
         last = flow.branches[0].last
         for p in (last.diagonal, last.off_center, last.bias):
@@ -223,7 +223,7 @@ def test_training_lowers_the_bits_of_real_digits():
     assert int(images.max()) == 16
     bits = {}
     for name, make in (("quar", ImageQuAR), ("residual", ImageResidualFlow)):
-        flow = make((1, 8, 8), scales=2, blocks=1, hidden_channels=16, levels=17)
+        flow = make((1, 8, 8), scales=2, transforms=1, hidden_channels=16, levels=17)
         flow.initialize(images[:500])
         test = images[1500:]
         before = flow.bits_per_dim(test, generator=torch.Generator().manual_seed(0)).mean()
@@ -308,7 +308,7 @@ def test_logit_is_exact_at_the_ends():
         ({"shape": (0, 4, 4)}, "shape"),
         ({"shape": (1, 6, 6), "scales": 3}, "halved 2 times"),
         ({"scales": 0}, "scales"),
-        ({"blocks": 0}, "blocks"),
+        ({"transforms": 0}, "transforms"),
         ({"hidden_channels": 0}, "hidden_channels"),
         ({"alpha": 0.5}, "alpha"),
         ({"levels": 1}, "levels"),
@@ -327,8 +327,8 @@ def test_messages():
     flow = ImageQuAR(**SMALL, levels=17)
     with pytest.raises(ValueError, match="order"):
         ImageQuAR(**SMALL, order="random")
-    with pytest.raises(ValueError, match="coeff"):
-        ImageResidualFlow(**SMALL, coeff=1.0)
+    with pytest.raises(ValueError, match="sigma"):
+        ImageResidualFlow(**SMALL, sigma=1.0)
     with pytest.raises(ValueError, match="without context"):
         flow(torch.zeros(2))
     with pytest.raises(ValueError, match="dequantise first"):

@@ -38,7 +38,9 @@ def threads():
 
 def a_chain(features, hidden, activation, rows, context=0, dtype=torch.float64, steps=3):
     """A chain with a gradient to everything it is made of, and points."""
-    flow = QuAR(features, context, steps, hidden, activation=activation).to(dtype)
+    flow = QuAR(
+        features, context, transforms=steps, hidden_features=hidden, activation=activation
+    ).to(dtype)
     x = torch.randn(rows, features, dtype=dtype)
     c = torch.randn(rows, context, dtype=dtype) if context else None
     if rows > 1:

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-import quarflow.estimator as estimator_module
+import quarflow.density.table_fit as estimator_module
 from quarflow import QuARDensity
 from quarflow.training import CheckpointError, has_checkpoint, loop
 

@@ -14,7 +14,7 @@ def vectors(**options):
 
 
 def images():
-    return shaken(ImageQuAR((2, 4, 4), scales=2, blocks=2, hidden_channels=4)), (3, 2, 4, 4)
+    return shaken(ImageQuAR((2, 4, 4), scales=2, transforms=2, hidden_channels=4)), (3, 2, 4, 4)
 
 
 @pytest.mark.parametrize("make", [vectors, lambda: vectors(mix="lu"), images])

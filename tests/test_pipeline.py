@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quarflow import QuARDensity
-from quarflow.cli import app, use
+from quarflow.cli import app
 from quarflow.data.pipeline import Ahead, Behind
 
 
@@ -110,7 +110,7 @@ def place(tmp_path_factory):
 
 class TestScore:
     def score(self, place, data, output, monkeypatch):
-        monkeypatch.setattr(use, "CHUNK", 64)
+        monkeypatch.setattr("quarflow.density.table_files.CHUNK", 64)
         arguments = ["score", str(place / "model"), str(data), "-o", str(output)]
         return CliRunner().invoke(app, arguments)
 

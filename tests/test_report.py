@@ -134,7 +134,7 @@ class TestPage:
             (lambda: write_report(model, tmp_path / "r.html", rows, rows), "no context columns"),
             (
                 lambda: write_report(model, tmp_path / "r.html", np.where(rows > 2, np.nan, rows)),
-                "missing or infinite in row",
+                "missing or infinite value",
             ),
         ]
         for call, message in cases:

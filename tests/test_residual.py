@@ -168,7 +168,9 @@ def test_roulette_has_the_chances_that_it_divides_by(distribution, rate):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_memory_saving_changes_nothing(context, weighted):
     flows = [
-        ResidualFlow(3, context, 3, (8, 8), memory_saving=saving).double()
+        ResidualFlow(
+            3, context, transforms=3, hidden_features=(8, 8), logdet={"memory_saving": saving}
+        ).double()
         for saving in (False, True)
     ]
     flows[1].load_state_dict(flows[0].state_dict())
@@ -352,7 +354,7 @@ def test_log_prob_and_error_is_honest():
 
 
 def test_training_and_evaluation_take_different_numbers_of_terms():
-    flow = ResidualFlow(2, transforms=1, hidden_features=(8,), train_terms=3, eval_terms=15)
+    flow = ResidualFlow(2, transforms=1, logdet=LogDet(terms=3), eval_terms=15)
 
     assert flow.train().logdet.terms == 3
     assert flow.eval().logdet.terms == 15
@@ -413,15 +415,17 @@ def test_training_on_estimates_lowers_the_exact_loss():
         ({"transforms": 0}, "transforms"),
         ({"hidden_features": ()}, "hidden_features"),
         ({"activation": "relu"}, "activation"),
-        ({"coeff": 1.0}, "coeff"),
-        ({"coeff": 0.0}, "coeff"),
+        ({"sigma": 1.0}, "sigma"),
+        ({"sigma": 0.0}, "sigma"),
         ({"logdet": "brute"}, "logdet"),
-        ({"logdet": "truncated", "train_terms": 0}, "terms"),
+        ({"logdet": LogDet}, "logdet"),
+        ({"logdet": {"mode": "truncated", "terms": 0}}, "terms"),
         ({"eval_terms": -1}, "terms"),
-        ({"distribution": "binomial"}, "distribution"),
-        ({"rate": 0.0}, "rate"),
-        ({"probe": "uniform"}, "probe"),
-        ({"memory_saving": True, "neumann_gradient": False}, "memory_saving"),
+        ({"logdet": {"distribution": "binomial"}}, "distribution"),
+        ({"logdet": {"rate": 0.0}}, "rate"),
+        ({"logdet": {"probe": "uniform"}}, "probe"),
+        ({"logdet": {"memory_saving": True, "neumann_gradient": False}}, "memory_saving"),
+        ({"logdet": {"powers": 3}}, "powers"),
         ({"base": "cauchy"}, "base"),
     ],
 )

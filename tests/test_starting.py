@@ -9,12 +9,14 @@ from sklearn.covariance import LedoitWolf
 
 from quarflow import QuAR, QuARDensity
 from quarflow.data.columns import Columns
-from quarflow.defaults import choose_defaults
-from quarflow.fitting import TableRows
-from quarflow.gaussian import best_gaussian, gaussians, marginal_entropies
-from quarflow.starting import find_start
+from quarflow.density.data_units import data_units
+from quarflow.density.defaults import choose_defaults
+from quarflow.density.gaussian import best_gaussian, gaussians, marginal_entropies
+from quarflow.density.rows import TableRows
+from quarflow.density.starting import Judge, Start, fall_back, find_start
 from quarflow.store import load_model
-from quarflow.training import TrainingSettings
+from quarflow.store.schema import least_numbers
+from quarflow.training import TrainingResult, TrainingSettings
 
 QUICK = {"transforms": 2, "hidden_features": (8,), "max_epochs": 3, "random_state": 0}
 
@@ -155,7 +157,7 @@ def test_few_rows_start_at_the_gaussian_itself(wide):
     assert start["train_nats"] is None
     assert start["valid_nats"] == density.metrics_["start_nats"]
     assert start["valid_nats"] == pytest.approx(density.metrics_["gaussian_nats"], abs=1e-2)
-    assert density.metrics_["valid_nats"] <= min(r["valid_nats"] for r in density.history_)
+    assert density.metrics_["valid_nats"] <= min(r["valid_nats"] for r in density.history_) + 1e-3
 
 
 def test_what_is_no_better_than_a_gaussian_is_a_gaussian(tmp_path, capsys):
@@ -172,6 +174,45 @@ def test_what_is_no_better_than_a_gaussian_is_a_gaussian(tmp_path, capsys):
     density.save(tmp_path / "m")
     loaded = QuARDensity.load(tmp_path / "m")
     assert np.array_equal(loaded.score_samples(x), density.score_samples(x))
+
+
+@pytest.mark.parametrize(("nats", "kept"), [(2.9, "gaussian"), (3.1, "flow")])
+@pytest.mark.parametrize("rows", [20, 2000])
+def test_a_flow_has_to_be_clearly_better_on_all_validation_rows_together(rows, nats, kept):
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(rows, 1)))
+    flow = QuAR(1, start="gaussian").double()
+    model = data_units(flow, Columns.fit(x.numpy(), ["x0"]), None)
+    with torch.no_grad():
+        alike = -model().log_prob(x).numpy()
+    judge = Judge(x, None, alike + nats / rows)
+    start = Start(next(gaussians(x.numpy())), 1.4, pays=False, gently=False, valid=judge)
+    result = TrainingResult([], 1.4, 0, "", False, 0, 0.0, 1, 1, "cpu", None, [])
+    found, told = fall_back(flow, start, result, model)
+
+    assert judge.evidence(model) == pytest.approx(nats)
+    assert (found is flow) == (kept == "flow") == (told == "")
+
+
+def test_standardised_columns_are_not_estimated_once_more():
+    x = np.random.default_rng(0).normal(size=(500, 2))
+    x = (x - x.mean(0)) / x.std(0)
+    found = next(gaussians(x[:450]))
+    moved = next(gaussians(2 * x[:450] + 1))
+
+    assert np.array_equal(found.matrix, np.eye(2))
+    assert np.array_equal(found.shift, [0, 0])
+    assert np.allclose(moved.matrix, np.diag(0.5 / x[:450].std(0)), rtol=1e-6)
+
+
+def test_what_follows_its_reference_at_a_bound_is_left_to_it():
+    x = np.random.default_rng(0).exponential(size=(5000, 1))
+    density = QuARDensity(**QUICK | {"max_epochs": 1}, bounds={"x0": (0, None)}).fit(x)
+    at = np.r_[np.logspace(-12, -2, 9), np.linspace(0.1, 6.9, 50)]
+    scale = x.mean()  # the best that can be known
+
+    assert density.metrics_["kept"] == "gaussian"
+    scores = density.score_samples(at[:, None])
+    assert np.allclose(scores, -np.log(scale) - at / scale, rtol=0, atol=1e-3)
 
 
 def test_what_is_better_than_a_gaussian_is_kept():
@@ -241,10 +282,10 @@ def test_saved_starts(tmp_path):
     x = low_rank(100, 4, factors=1, seed=1)
 
     assert np.array_equal(loaded.score_samples(x), density.score_samples(x))
-    config = load_model(tmp_path / "m").config.flow.arguments
-    assert config.start == "gaussian"
+    config = load_model(tmp_path / "m").config.flow
+    assert config.arguments.start == "gaussian"
     numbers = sum(t.numel() for t in density.flow_.state_dict().values())
-    assert 0.7 * numbers < config.least_numbers() <= numbers
+    assert least_numbers(config) == numbers
     path = tmp_path / "m" / "config.json"
     content = json.loads(path.read_text())
     del content["flow"]["arguments"]["start"]  # as in models of earlier versions

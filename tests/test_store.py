@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from quarflow import QuARDensity
-from quarflow import exchange as swapping
-from quarflow import store as store_module
 from quarflow.store import CONFIG, LOG, METRICS, WEIGHTS, StoreError, is_model, load_model
+from quarflow.store import exchange as swapping
+from quarflow.store import folder as store_module
+from quarflow.store.schema import least_numbers
 
 BOMB = "quarflow_was_here"
 
@@ -231,10 +232,10 @@ def test_many_columns_and_a_narrow_layer_are_refused_before_they_are_built(
 
 
 def test_least_numbers_is_no_more_than_there_are(original):
-    arguments = load_model(original[1]).config.flow.arguments
+    config = load_model(original[1]).config.flow
     numbers = sum(t.numel() for t in original[0].flow_.state_dict().values())
 
-    assert 0.7 * numbers < arguments.least_numbers() <= numbers
+    assert least_numbers(config) == numbers
 
 
 CHANGES = {
@@ -361,7 +362,7 @@ def test_a_killed_save_leaves_one_of_the_two_models(original, folder, exchanged,
     script = tmp_path / "script.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from quarflow import QuARDensity, exchange\n"
+        "from quarflow import QuARDensity\nfrom quarflow.store import exchange\n"
         "target, kill = sys.argv[1], int(sys.argv[2])\n"
         "density, calls, rename = QuARDensity.load(target), [], os.rename\n"
         "density.metrics_['mark'] = 'new'\n"

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quarflow
-from quarflow import QuARDensity, store_read
+from quarflow import QuARDensity
 from quarflow.store import CONFIG, LOG, METRICS, WEIGHTS, StoreError, holds_images
+from quarflow.store import read as store_read
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,17 @@ from typer.testing import CliRunner
 
 from quarflow.cli import app
 from quarflow.data import load_set
+from quarflow.density.image import ImageDensity
+from quarflow.density.image_fit import make_flow, parameter_counts
 from quarflow.experiments.paper import budget, image_settings, measure
 from quarflow.experiments.paper import table1 as one
 from quarflow.experiments.paper import table2 as two
 from quarflow.experiments.paper.image_settings import recipe_for
 from quarflow.experiments.paper.run import RecipeError
 from quarflow.experiments.timing import in_turn
-from quarflow.image_fitting import ImageModel, make_flow, parameter_counts
 from quarflow.report.image_grid import grid_array
 
-TINY = {"scales": 2, "blocks": 1, "hidden_channels": 4}
+TINY = {"scales": 2, "transforms": 1, "hidden_channels": 4}
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def test_table1_writes_numbers_pictures_and_models(tiny, tmp_path):
         assert found["steps"] == math.floor(found["train_images"] / 64)
         assert found["seconds"] > 0
         assert found["history"]
-        model = ImageModel.load(folder / "parts" / f"{name}-training" / "model")
-        assert model.metrics["parameters"] == found["parameters"]
+        model = ImageDensity.load(folder / "parts" / f"{name}-training" / "model")
+        assert model.metrics_["parameters"] == found["parameters"]
         assert Image.open(folder / f"samples-{name}.png").size[0] > 100
     assert numbers["images"] == {"train": 300, "test": 40, "notes": []}
     assert (folder / "table1-curve.pdf").is_file()
@@ -58,32 +59,32 @@ def test_table1_writes_numbers_pictures_and_models(tiny, tmp_path):
         raise AssertionError("it was trained again")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one, "fit_images", refuse)
+        patch.setattr(ImageDensity, "fit", refuse)
         assert run(folder)["models"] == numbers["models"]
         with pytest.raises(RecipeError, match="seed was 0 and is 1"):
             run(folder, seed=1)
 
 
 def test_table1_goes_on_after_an_interruption(tiny, tmp_path, monkeypatch):
-    fit = one.fit_images
+    fit = ImageDensity.fit
 
     def interrupted(*arguments, **options):
         found = fit(*arguments, **options)
-        found.metrics["interrupted"] = True
+        found.metrics_["interrupted"] = True
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(one, "fit_images", interrupted)
+        patch.setattr(ImageDensity, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "t", models=("quar",))
     assert not (tmp_path / "t" / "parts" / "quar-training.json").exists()
     seen = {}
 
-    def watched(*arguments, **options):
-        seen.update(options)
-        return fit(*arguments, **options)
+    def watched(density, *arguments, **options):
+        seen["resume"] = density.resume
+        return fit(density, *arguments, **options)
 
-    monkeypatch.setattr(one, "fit_images", watched)
+    monkeypatch.setattr(ImageDensity, "fit", watched)
     run(tmp_path / "t", models=("quar",))
     assert seen["resume"]
 
@@ -146,7 +147,7 @@ def test_the_papers_setting_is_the_papers():
     assert cifar.arguments["hidden_channels"] == 528
     assert mnist.arguments["hidden_channels"] == 512
     for recipe in (cifar, mnist):
-        assert (recipe.arguments["scales"], recipe.arguments["blocks"]) == (3, 16)
+        assert (recipe.arguments["scales"], recipe.arguments["transforms"]) == (3, 16)
         assert recipe.arguments["activation"] == "elu"
         assert recipe.arguments["norm"] == "center"
         assert recipe.training["batch_size"] == 64
@@ -190,7 +191,7 @@ def test_table1_refuses_on_the_command_line(tmp_path):
 
 
 def test_table2_measures_every_column(tmp_path, monkeypatch):
-    size = {"shape": [3, 4, 4], "scales": 1, "blocks": 1, "hidden_channels": 6}
+    size = {"shape": [3, 4, 4], "scales": 1, "transforms": 1, "hidden_channels": 6}
     monkeypatch.setattr(two, "SIZES", {"small": size})
     asked = []
 
@@ -227,7 +228,7 @@ def test_columns_take_turns():
 
 WORKLOAD = {
     "flow": "ImageQuAR",
-    "arguments": {"shape": [3, 8, 8], "scales": 1, "blocks": 1, "hidden_channels": 96},
+    "arguments": {"shape": [3, 8, 8], "scales": 1, "transforms": 1, "hidden_channels": 96},
     "phase": "train",
     "device": "cpu",
 }
@@ -238,8 +239,8 @@ def test_memory_is_that_of_a_process_of_its_own():
     found = measure.peak_memory(**WORKLOAD, batch_size=64)
     assert ballast[0] == 1
     assert 1e6 < found["bytes"] < 300e6
-    wrong = {**WORKLOAD["arguments"], "blocks": 0}
-    with pytest.raises(RecipeError, match="blocks must be at least 1"):
+    wrong = {**WORKLOAD["arguments"], "transforms": 0}
+    with pytest.raises(RecipeError, match="transforms must be at least 1"):
         measure.peak_memory(**{**WORKLOAD, "arguments": wrong}, batch_size=2)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Normal
 
+from quarflow.seeds import seeded
 from quarflow.training import (
     CheckpointError,
     LockedError,
@@ -32,10 +33,11 @@ from quarflow.training import (
     remove_checkpoint,
     train,
 )
+from quarflow.training import clock as clock_module
 from quarflow.training.checkpoint import FILE, PARTIAL
 from quarflow.training.device import accelerator_on, choose_device
-from quarflow.training.rows import Sampler, seeded
-from quarflow.training.state import Average
+from quarflow.training.ema import Average
+from quarflow.training.rows import Sampler
 
 
 class Toy(nn.Module):
@@ -297,7 +299,7 @@ class Timed(Noisy):
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    for module in (loop, keeper, events):
+    for module in (clock_module, loop, keeper, events):
         monkeypatch.setattr(module, "time", found)
     return found
 
@@ -741,6 +743,35 @@ def test_a_signal_stops_cleanly_and_the_run_goes_on_exactly(tmp_path, uninterrup
     resumed = fit(checkpoint=tmp_path / "ck", resume=True)
     assert resumed[1].resumed_at == 73
     assert_same(uninterrupted, resumed)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 2.0])
+def test_after_a_signal_a_long_evaluation_is_left_out(tmp_path, clock, seconds):
+    """Where the weights of an earlier one are kept, and the checkpoint has the rest."""
+    rows = Timed(clock)
+    valid = Timed(clock, 1600, seed=1, seconds=seconds)  # 10 batches: 1 or 20 seconds
+    chosen = settings(max_epochs=4, evaluate_every=10)
+
+    def run(call, **given):
+        rows.calls, rows.act = 0, lambda n: n == call and signal.raise_signal(signal.SIGINT)
+        flow = toy()
+        with StopSignals(deliver=False):
+            return flow, train(flow, rows, valid, chosen, device="cpu", **given)
+
+    whole = run(None)
+    flow, result = run(25, checkpoint=tmp_path / "ck")
+    at = result.steps
+    assert 20 < at < 30
+    assert result.interrupted
+    steps = [record["step"] for record in result.history]
+    assert steps == ([10, 20, at] if seconds < 1 else [10, 20])
+    assert torch.isfinite(flow(None).log_prob(rows.x)).all()
+    assert_same(whole, run(None, checkpoint=tmp_path / "ck", resume=True))
+
+    _, without = run(25)  # a checkpoint, and the steps would be lost
+    assert without.history[-1]["step"] == without.steps
+    _, early = run(5, checkpoint=tmp_path / "other")  # there is nothing to keep yet
+    assert [record["step"] for record in early.history] == [early.steps]
 
 
 def test_ctrl_c_from_outside_and_a_second_one_raises(tmp_path):

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["plain", "whole", "write_json", "write_whole"]
+__all__ = ["plain", "whole", "write_array", "write_json", "write_whole"]
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to; it is moved there at the end, unless that failed.
+    """A path beside ``path`` to write to; it is moved there at the end, unless that failed.
 
     So no half-written file is ever seen, and nothing is left of one that could not be written.
 
@@ -39,6 +39,14 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """Write bytes, or text as UTF-8 with its line ends as they are."""
     with whole(path) as unfinished:
         unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_array(path: Path, array: Any) -> None:
+    """Write an array as .npy."""
+    import numpy as np  # slow to import for what only writes text
+
+    with whole(path) as unfinished, unfinished.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def write_json(path: Path, value: Any, indent: int = 1) -> None:

@@ -167,19 +167,7 @@ def solve(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, not {method!r}.")
-    if recorded():
-        raise NotImplementedError(
-            "This inverse is found by iteration, as long as these values need it: it cannot be "
-            "recorded (torch.jit.trace, torch.export, make_fx) for other values. Record log_prob, "
-            "or the transform from data to noise."
-        )
-    if transformed(y):
-        raise NotImplementedError(
-            "This inverse is found by iteration, which looks at values to know when to stop: "
-            "torch.func (vmap, grad, jacrev, jvp, ...) and forward-mode derivatives cannot follow "
-            "that. Give it a batch instead of vmap, and use torch.autograd.grad, or "
-            "torch.autograd.functional.jacobian or hessian, which are exact."
-        )
+    _refuse_tracing(y)
     if not torch.isfinite(y).all():
         raise ValueError("y holds NaN or infinite values, which no x maps to.")
     tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
@@ -200,6 +188,23 @@ def solve(
         raise InversionError(int(failed.sum()), len(y), float(worst), tolerance)
 
     return Solution(state.x, state.slope, state.iterations, state.residual)
+
+
+def _refuse_tracing(y: Tensor) -> None:
+    """Raise where torch follows operations, not values, by which an iteration knows to stop."""
+    if recorded():
+        raise NotImplementedError(
+            "This inverse is found by iteration, as long as these values need it: it cannot be "
+            "recorded (torch.jit.trace, torch.export, make_fx) for other values. Record log_prob, "
+            "or the transform from data to noise."
+        )
+    if transformed(y):
+        raise NotImplementedError(
+            "This inverse is found by iteration, which looks at values to know when to stop: "
+            "torch.func (vmap, grad, jacrev, jvp, ...) and forward-mode derivatives cannot follow "
+            "that. Give it a batch instead of vmap, and use torch.autograd.grad, or "
+            "torch.autograd.functional.jacobian or hessian, which are exact."
+        )
 
 
 def _unresolved(state: _State, failed: Tensor, other: Callable[[], Map] | None) -> Tensor:

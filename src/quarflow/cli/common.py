@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import inspect
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import typer
+
+from quarflow.store.exchange import recover
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -85,7 +88,7 @@ def fail(message: str) -> NoReturn:
 
 
 def on_purpose(error: Exception) -> bool:
-    """Tell whether an error is a message to the user: raised, by name, in a `raise` of ours.
+    """Whether an error is a message to the user: raised, by name, in a `raise` of ours.
 
     A ValueError that numpy or torch throws at our code is a bug, and so are all other kinds.
     """
@@ -128,10 +131,11 @@ def check_output(path: Path, endings: Sequence[str], inputs: Sequence[Path] = ()
 def names_of(text: str | None, option: str) -> list[str] | None:
     """Split `a,b` into names; names with commas in them come as JSON: `["a,b", "c"]`.
 
-    >>> names_of("a, b", "--columns")
-    ['a', 'b']
-    >>> names_of('["a,b"]', "--columns")
-    ['a,b']
+    Example:
+        >>> names_of("a, b", "--columns")
+        ['a', 'b']
+        >>> names_of('["a,b"]', "--columns")
+        ['a,b']
     """
     if text is None:
         return None
@@ -154,27 +158,8 @@ def _distinct(names: list[str], option: str) -> list[str]:
     return names
 
 
-def frame_of(names: Sequence[str], values: Any) -> Any:
-    """Return a polars frame of float64 columns."""
-    import polars as pl
-
-    return pl.DataFrame({name: values[:, i] for i, name in enumerate(names)})
-
-
-def holds_images(model: Path) -> bool:
-    """Whether a folder says that it holds an image model; loading it checks the rest."""
-    if not (model / "config.json").is_file():  # without torch
-        return False
-    from quarflow import store
-
-    return store.holds_images(model)
-
-
-def load(model: Path) -> Any:
-    """Return the fitted estimator saved in a folder."""
-    from quarflow import QuARDensity
-    from quarflow.exchange import recover
-
+def open_model(model: Path) -> Any:
+    """The fitted density saved in a folder, of whatever data."""
     if model.is_file():
         raise CommandError(
             f"{model} is a file, not the folder of a model; the model comes first, then the data."
@@ -187,36 +172,29 @@ def load(model: Path) -> Any:
             f"{model} holds an unfinished run and no model yet. "
             f"Finish it first: quarflow fit DATA -o {model} --resume"
         )
-    return QuARDensity.load(model)
+    from quarflow import open_density
+
+    return open_density(model)
 
 
-def split(estimator: Any, values: Any) -> tuple[Any, Any]:
-    """Return a frame of the modelled columns and an array of the context columns, or None."""
-    names = list(estimator.columns_.names)
-    rest = values[:, len(names) :]
-    if not hasattr(estimator, "feature_names_in_"):
-        X = values[:, : len(names)]
-    else:
-        X = frame_of(names, values)
-    return X, (rest if estimator.context_columns_ is not None else None)
+def options_of(density: Any, method: str, **options: Any) -> dict[str, Any]:
+    """The options that were given; refuse those that the density's method does not have.
 
-
-def needed(estimator: Any) -> list[str]:
-    """Return the columns a table must have: those modelled, then those of the context."""
-    context = estimator.context_columns_
-    return list(estimator.columns_.names) + ([] if context is None else list(context.names))
-
-
-def duration(seconds: float) -> str:
-    """Write a time to be read.
-
-    >>> duration(4.25), duration(95)
-    ('4.2 s', '1 min 35 s')
+    What a kind of data has no use for, the methods of its density do not have as arguments.
     """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    return f"{whole // 60} min {whole % 60} s"
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    for name in given:
+        if name not in inspect.signature(getattr(density, method)).parameters:
+            from quarflow.density.kinds import KINDS
+
+            others = [
+                kind.of
+                for kind in KINDS
+                if name in inspect.signature(getattr(kind, method)).parameters
+            ]
+            option = name.replace("_", "-")
+            raise CommandError(f"--{option} is for {', '.join(others)}, not for {density.of}.")
+    return given
 
 
 def quoted(path: Path | str) -> str:

@@ -20,6 +20,6 @@ def demo(
     Example:
       quarflow demo -o demo
     """
-    from quarflow.demo import run_demo
+    from quarflow.experiments.demo import run_demo
 
     run_demo(output, seed=seed, say=typer.echo)

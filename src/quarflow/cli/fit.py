@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from quarflow.cli.common import (
-    INTERRUPTED,
-    CommandError,
-    duration,
-    frame_of,
-    names_of,
-    quoted,
-)
-from quarflow.cli.fit_images import fit_image_model, say, tell, wants_images
-from quarflow.cli.layout import nats
+from quarflow.cli.common import INTERRUPTED, CommandError, names_of, options_of, quoted
+from quarflow.store.exchange import exchange, recover
 
 CHECKPOINT = "checkpoint"
 OWN_OPTIONS = {
     "minutes": "--minutes",
     "max_epochs": "--max-epochs",
     "random_state": "--seed",
+    "seed": "--seed",
     "device": "--device",
     "resume": "--resume",
     "checkpoint": "-o",
-    "verbose": "",
 }
 
 
@@ -59,7 +49,7 @@ def fit(
     ] = False,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of QuARDensity; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the density; repeatable."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the model that is in the folder.")
@@ -75,7 +65,7 @@ def fit(
       quarflow fit data.csv -o model
       quarflow fit data.parquet -o model --columns mass,energy --context angle --minutes 5
       quarflow fit data.csv -o model --set hidden_features=[64,64] --set 'bounds={"age":[0,null]}'
-      quarflow fit pictures/ -o model --minutes 30 --set blocks=8 --set flip=true
+      quarflow fit pictures/ -o model --minutes 30 --set transforms=8 --set flip=true
     """
     if resume and force:
         raise CommandError(
@@ -86,41 +76,49 @@ def fit(
             say(f"{output} holds a finished model; there is nothing to resume.")
             return
         _check_folder(output, resume, force)
-        if wants_images(data):
-            for value, option in (
-                (columns, "--columns"),
-                (context, "--context"),
-                (drop_missing, "--drop-missing"),
-            ):
-                if value:
-                    raise CommandError(f"{option} is for tables, and {data} holds images.")
-            fitted, received = fit_image_model(
-                data,
-                output / CHECKPOINT,
-                minutes=minutes,
-                max_epochs=max_epochs,
-                seed=seed,
-                device=device,
-                resume=resume,
-                settings=setting or [],
-                save=partial(_save, output=output),
-            )
-            told = partial(tell, fitted, output)
-        else:
-            parameters = _parameters(
-                setting or [],
-                minutes=minutes,
-                max_epochs=max_epochs,
-                random_state=seed,
-                device=device,
-            )
-            names = _names(data, columns, context)
-            fitted, received = _fit(data, names, output, parameters, drop_missing, resume)
-            told = partial(_tell, fitted, data, output)
+        density, received = _fit(
+            data,
+            output,
+            _names(columns, context) | {"drop_missing": drop_missing},
+            setting or [],
+            minutes=minutes,
+            max_epochs=max_epochs,
+            random_state=seed,
+            device=device,
+            resume=resume,
+        )
     if _is_main():
-        told()
+        _tell(density, data, output)
     if received:
         raise typer.Exit(128 + signal.Signals[received])
+
+
+def _fit(
+    data: Path, output: Path, options: dict[str, Any], settings: Sequence[str], **parameters: Any
+) -> tuple[Any, str | None]:
+    """Fit and save, whatever signal comes in between; tell which one came."""
+    from quarflow import density_for
+    from quarflow.training import StopSignals
+
+    kind = density_for(data)
+    density = kind(
+        **_settings(kind, settings),
+        **{key: value for key, value in parameters.items() if value is not None},
+        checkpoint=output / CHECKPOINT,
+        verbose=True,
+    )
+    found = density.read(data, **options_of(kind, "read", **options), say=say)
+    with StopSignals(deliver=False) as signals:
+        density.fit(**found)
+        _save(density, output)
+
+    return density, signals.received
+
+
+def say(text: str) -> None:
+    """Print a line, once where several processes fit together."""
+    if _is_main():
+        typer.echo(text)
 
 
 def _is_main() -> bool:
@@ -132,7 +130,6 @@ def _is_main() -> bool:
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """Be the only fit into the folder, and leave nothing there when nothing came of it."""
-    from quarflow.exchange import recover
     from quarflow.training import LockedError, has_checkpoint, locked
 
     if not _is_main():  # of several processes only the first one looks after the folder
@@ -203,73 +200,35 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("format") == "quarflow model"
 
 
-def _parameters(assignments: Sequence[str], **options: Any) -> dict[str, Any]:
-    """Return arguments of QuARDensity from `--set key=value` and the command's own options."""
-    from quarflow import QuARDensity
-
-    known = inspect.signature(QuARDensity).parameters
-    result = {key: value for key, value in options.items() if value is not None}
+def _settings(kind: Any, assignments: Sequence[str]) -> dict[str, Any]:
+    """Arguments of a density from `--set key=value`."""
+    known = [name for name in kind.setting_names() if name not in OWN_OPTIONS]
+    found = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         key = key.strip()
         if not equals:
-            raise CommandError(f"--set takes key=value, such as --set transforms=4, not {key!r}.")
-        if OWN_OPTIONS.get(key):
+            raise CommandError(f"--set takes key=value, such as --set {known[0]}=4, not {key!r}.")
+        if key in OWN_OPTIONS:
             raise CommandError(f"--set {key} is not needed: use {OWN_OPTIONS[key]} instead.")
-        if key not in known or key in OWN_OPTIONS:
-            valid = ", ".join(name for name in known if name not in OWN_OPTIONS)
-            raise CommandError(f"There is no setting {key!r}. The settings are: {valid}.")
+        if key not in known and key not in kind.former_setting_names():
+            raise CommandError(
+                f"There is no setting {key!r} for {kind.of}. The settings are: {', '.join(known)}."
+            )
         try:
-            result[key] = json.loads(text)
+            found[key] = json.loads(text)
         except ValueError:
-            result[key] = text
-    return result
+            found[key] = text
+    return found
 
 
-def _names(data: Path, columns: str | None, context: str | None) -> tuple[list[str], list[str]]:
-    """Return the columns to model, empty for all of a table without context; and the context's."""
-    from quarflow.data import column_names
-
-    wanted = names_of(columns, "--columns") or []
-    given = names_of(context, "--context") or []
-    for name in given:
-        if name in wanted:
+def _names(columns: str | None, context: str | None) -> dict[str, list[str] | None]:
+    """The columns to model and those of the context, as far as they are given."""
+    wanted, given = names_of(columns, "--columns"), names_of(context, "--context")
+    for name in given or []:
+        if name in (wanted or []):
             raise CommandError(f"The column {name!r} is in --columns and in --context.")
-    if given and not wanted:
-        wanted = [name for name in column_names(data) if name not in given]
-        if not wanted:
-            raise CommandError("All columns are in --context; leave at least one to model.")
-    return wanted, given
-
-
-def _fit(
-    data: Path,
-    names: tuple[list[str], list[str]],
-    output: Path,
-    parameters: dict[str, Any],
-    drop_missing: bool,
-    resume: bool,
-) -> tuple[Any, str | None]:
-    """Fit to a table and save, whatever signal comes in between; tell which one came."""
-    from quarflow import QuARDensity
-    from quarflow.data import read_table
-    from quarflow.training import StopSignals
-
-    wanted, context_names = names
-    table = read_table(data, [*wanted, *context_names] or None, drop_missing=drop_missing)
-    if table.dropped:
-        say(f"{table.dropped:,} rows with missing values were left out.")
-    width = len(table.names) - len(context_names)
-    X = frame_of(table.names[:width], table.values)
-    given = frame_of(context_names, table.values[:, width:]) if context_names else None
-    estimator = QuARDensity(
-        **parameters, checkpoint=output / CHECKPOINT, resume=resume, verbose=True
-    )
-    with StopSignals(deliver=False) as signals:
-        estimator.fit(X, context=given)
-        _save(estimator, output)
-
-    return estimator, signals.received
+    return {"columns": wanted, "context": given}
 
 
 def _tidy(output: Path, existed: bool) -> None:
@@ -280,23 +239,21 @@ def _tidy(output: Path, existed: bool) -> None:
                 folder.rmdir()
 
 
-def _save(model: Any, output: Path) -> None:
+def _save(density: Any, output: Path) -> None:
     """Save the model; the checkpoint of a run stopped by a signal stays, to go on from."""
-    from quarflow.exchange import exchange
     from quarflow.training import has_checkpoint
 
     if not _is_main():
         return
-    numbers = model.metrics_ if hasattr(model, "metrics_") else model.metrics
     checkpoint, place = output / CHECKPOINT, Path(os.path.realpath(output))
     new = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        if numbers["interrupted"] and has_checkpoint(checkpoint):
-            model.save(new)
+        if density.metrics_["interrupted"] and has_checkpoint(checkpoint):
+            density.save(new)
             shutil.copytree(checkpoint, new / CHECKPOINT, copy_function=_link)
             exchange(new, place)
         else:
-            model.save(output)
+            density.save(output)
     except OSError as error:
         kept = (
             "The checkpoint is kept: make room, then --resume saves the model without training "
@@ -318,17 +275,11 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _tell(estimator: Any, data: Path, output: Path) -> None:
-    metrics = estimator.metrics_
-    context = f" given {metrics['context']}" if metrics.get("context") else ""
-    typer.echo(
-        f"{metrics['rows']:,} rows, {len(estimator.columns_.names)} columns{context}, "
-        f"{metrics['parameters']:,} parameters.\n"
-        f"Validation: {nats(metrics['valid_nats'])}, after {duration(metrics['seconds'])}."
-    )  # why it stopped, the progress has said
-    model, rows = quoted(output), quoted(data)
-    if metrics.get("interrupted"):
+def _tell(density: Any, data: Path, output: Path) -> None:
+    for line in density.summary():
+        typer.echo(line)
+    if density.metrics_.get("interrupted"):
         typer.echo(f"The best so far is saved in {output}; --resume goes on with the run.")
     else:
         typer.echo(f"Saved in {output}.")
-    typer.echo(f"Next: quarflow report {model} {rows} -o report.html")
+    typer.echo(f"Next: quarflow report {quoted(output)} {quoted(data)} -o report.html")

@@ -7,17 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quarflow.cli.common import (
-    CommandError,
-    check_output,
-    duration,
-    holds_images,
-    load,
-    needed,
-    split,
-)
-from quarflow.cli.image_use import image_info, image_report
-from quarflow.cli.layout import certificate_table, nats, two_columns
+from quarflow.cli.common import CommandError, check_output, open_model, options_of
 
 
 def info(model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")]) -> None:
@@ -27,43 +17,31 @@ def info(model: Annotated[Path, typer.Argument(help="Folder of a fitted model.")
     Example:
       quarflow info model
     """
-    if holds_images(model):
-        return image_info(model)
-    estimator = load(model)
+    density = open_model(model)
+    from rich import box
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
-    from quarflow.report.names import readable
-    from quarflow.report.words import number, plain
-
     console = Console(highlight=False)
-    metrics = estimator.metrics_
-    facts = {
-        "model": str(model),
-        "rows": f"{metrics.get('rows') or 0:,}",
-        "columns": f"{len(estimator.columns_.names):,}",
-        "parameters": number(sum(p.numel() for p in estimator.flow_.parameters())),
-        "validation": nats(metrics.get("valid_nats")),
-        "training": (
-            f"{metrics.get('steps') or 0:,} steps, {duration(metrics.get('seconds') or 0.0)}"
-        ),
-        "stopped": str(metrics.get("stopped") or ""),
-    }
-    console.print(two_columns("Model", {key: Text(value) for key, value in facts.items()}))
-    context = estimator.context_columns_
-    names = [readable(name) for name in estimator.columns_.names]
-    shown = {"modelled": Text(", ".join(names))}
-    if context is not None:
-        shown["context"] = Text(", ".join(readable(name) for name in context.names))
-    sentences = list(estimator.columns_.describe())
-    sentences += [] if context is None else [f"Context: {line}" for line in context.describe()]
-    shown["preprocessing"] = Text(
-        "\n".join(readable(line, 300) for line in ["Every column is standardised.", *sentences])
-    )
-    console.print(two_columns("Columns", shown))
-    settings = {key: Text(plain(value)) for key, value in estimator.settings_.items()}
-    console.print(two_columns("Settings", settings))
-    console.print(certificate_table(estimator.flow_))
+    for number, section in enumerate(density.info()):
+        headings = section.headings
+        table = Table(
+            title=section.title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_header=bool(headings),
+        )
+        for heading in headings:
+            table.add_column(heading, justify="right")
+        if not headings:
+            table.add_column(style="bold", no_wrap=True)
+            table.add_column(overflow="fold")
+        if number == 0:
+            table.add_row("model", Text(str(model)))
+        for name, *rest in section.rows:
+            table.add_row(name, *map(Text, rest))
+        console.print(table)
 
 
 def report(
@@ -87,24 +65,12 @@ def report(
     Example:
       quarflow report model test.csv -o report.html
     """
-    if holds_images(model):
-        if drop_missing:
-            raise CommandError("--drop-missing is for tables, not for image models.")
-        return image_report(model, data, output, title, seed)
-    check_output(output, (".html", ".htm"), [] if data is None else [data])
-    estimator = load(model)
-    rows = context = None
-    if data is not None:
-        from quarflow.data import read_table
-
-        table = read_table(data, needed(estimator), drop_missing=drop_missing)
-        if table.dropped:
-            typer.echo(f"{table.dropped:,} rows with missing values were left out.")
-        rows, context = split(estimator, table.values)
-    elif drop_missing:
+    inputs = [] if data is None or data.is_dir() else [data]
+    check_output(output, (".html", ".htm"), inputs)
+    density = open_model(model)
+    options = options_of(density, "report", drop_missing=drop_missing)
+    if drop_missing and data is None:
         raise CommandError("--drop-missing needs a table of rows.")
-    from quarflow.report import write_report
-
-    name = title or f"Density model: {model.resolve().name}"
-    write_report(estimator, output, rows, context, title=name, seed=seed)
+    name = title or f"Density of {density.of}: {model.resolve().name}"
+    density.report(output, data, title=name, seed=seed, say=typer.echo, **options)
     typer.echo(f"Written to {output}.")

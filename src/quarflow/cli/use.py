@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from quarflow.cli.common import (
-    CommandError,
-    check_output,
-    duration,
-    holds_images,
-    load,
-    needed,
-    split,
-)
-from quarflow.cli.image_use import SHOWN, sample_images, score_images
-from quarflow.cli.layout import nats, save_array
-
-SCORE = "log_prob"
-CHUNK = 65_536
+from quarflow.cli.common import CommandError, check_output, open_model, options_of
 
 
 def score(
@@ -49,55 +35,15 @@ def score(
       quarflow score model new.csv -o scores.csv
       quarflow score model new.parquet -o scores.parquet --keep
     """
-    if holds_images(model):
-        if keep or allow_missing:
-            raise CommandError("--keep and --allow-missing are for tables, not for image models.")
-        return score_images(model, data, output)
-    import numpy as np
+    from quarflow.data.table_writer import WRITTEN
 
-    from quarflow.data import TableWriter, column_names, iter_table
-    from quarflow.data.pipeline import Ahead, Behind
-
-    check_output(output, (".csv", ".parquet", ".pq"), [data])
-    estimator = load(model)
-    names = needed(estimator)
-    order = column_names(data) if keep else []
-    if keep and SCORE in {*names, *order}:
-        raise CommandError(
-            f"--keep cannot copy the column {SCORE!r}: it has the scores' name. Rename it, or "
-            "leave --keep out."
-        )
-    missing = "nan" if allow_missing else "error"
-    rows = scored = impossible = 0
-    total, start = 0.0, time.perf_counter()
-    tables = iter_table(data, names, chunk_rows=CHUNK, missing=missing, keep=keep)
-    # Reading and writing run beside the scoring; a failure anywhere leaves no file.
-    with TableWriter(output) as writer, Behind(writer.write) as out, Ahead(tables) as ahead:
-        for table in ahead:
-            values = table.values
-            whole = np.isfinite(values).all(1)
-            log_prob = np.full(len(values), np.nan)
-            if whole.any():
-                X, context = split(estimator, values[whole])
-                log_prob[whole] = estimator.score_samples(X, context=context)
-            out.put({**(_kept(table, order) if keep else {}), SCORE: log_prob})
-            finite = np.isfinite(log_prob)
-            rows += len(values)
-            scored += int(finite.sum())
-            impossible += int(np.isneginf(log_prob).sum())
-            total += float(log_prob[finite].sum())
-    seconds = time.perf_counter() - start
-    rate = rows / max(seconds, 1e-9)
-    typer.echo(f"{rows:,} rows, {duration(seconds)} ({rate:,.0f} rows/s).")
-    if scored:
-        typer.echo(f"Mean: {nats(-total / scored)}.")
-    if impossible:
-        typer.echo(
-            f"{impossible:,} rows lie outside the bounds of a column, or hold a value that it "
-            "cannot take: log_prob is -inf."
-        )
-    if rows > scored + impossible:
-        typer.echo(f"{rows - scored - impossible:,} rows with missing values have no log_prob.")
+    check_output(output, WRITTEN, [data])
+    density = open_model(model)
+    options = options_of(density, "score_file", keep=keep, allow_missing=allow_missing)
+    scores = density.score_file(data, **options)
+    scores.write(output)
+    for line in scores.told:
+        typer.echo(line)
     typer.echo(f"Written to {output}.")
 
 
@@ -124,55 +70,23 @@ def sample(
       quarflow sample model -n 1000 -o samples.csv
       quarflow sample model -n 1000 -o samples.parquet --context-row angle=0.5,charge=-1
     """
-    if holds_images(model):
-        if context_row is not None:
-            raise CommandError("This model has no context columns; leave --context-row out.")
-        return sample_images(model, output, number or SHOWN, seed)
+    density = open_model(model)
+    check_output(output, density.draws_to)
+    options: dict[str, Any] = {} if number is None else {"n_samples": number}
+    context = _context(density.context_names, context_row)
+    if context is not None:
+        options["context"] = context
+    typer.echo(density.draw(seed=seed, **options).write(output))
+
+
+def _context(names: list[str], text: str | None) -> Any:
+    """One row of context (C,) from `name=value,...` or a JSON object."""
     import numpy as np
 
-    from quarflow.data import TableWriter
-
-    number = number or 1000
-    check_output(output, (".csv", ".parquet", ".pq", ".npy"))
-    estimator = load(model)
-    context = _context(estimator, context_row)
-    names = list(estimator.columns_.names)
-    start = time.perf_counter()
-    parts = -(-number // CHUNK)
-    # The first part is what estimator.sample(n, random_state=seed) gives.
-    seeds = [seed, *np.random.SeedSequence(seed).generate_state(parts - 1).tolist()]
-    counts = [min(CHUNK, number - part * CHUNK) for part in range(parts)]
-    drawn = (
-        estimator.sample(count, random_state=int(state), context=context)
-        for count, state in zip(counts, seeds, strict=True)
-    )
-    if output.suffix.lower() == ".npy":
-        save_array(output, np.concatenate(list(drawn)))
-    else:
-        with TableWriter(output) as writer:
-            for rows in drawn:
-                writer.write({name: rows[:, i] for i, name in enumerate(names)})
-    seconds = time.perf_counter() - start
-    typer.echo(f"{number:,} samples in {duration(seconds)}, written to {output}.")
-
-
-def _kept(table: Any, order: list[str]) -> dict[str, Any]:
-    """Return all columns of a table in the order of the file; used ones as numbers."""
-    used = {name: table.values[:, i] for i, name in enumerate(table.names)}
-    if table.others is None:
-        return {name: used[name] for name in order} if set(order) == set(used) else used
-    return {name: used[name] if name in used else table.others[name] for name in order}
-
-
-def _context(estimator: Any, text: str | None) -> Any:
-    """Return one row of context (C,) from `name=value,...` or a JSON object."""
-    import numpy as np
-
-    if estimator.context_columns_ is None:
+    if not names:
         if text is not None:
             raise CommandError("This model has no context columns; leave --context-row out.")
         return None
-    names = list(estimator.context_columns_.names)
     example = ",".join(f"{name}=0" for name in names[:4])
     if text is None:
         raise CommandError(f"This model needs a context: give it by --context-row {example}")

@@ -23,7 +23,7 @@ class ArraySource:
 
     A 2-D array gives the columns x0, x1, ...; a 1-D array one column; a structured array its
     fields. An .npz holds one 2-D array (or several arrays, one of them called X), with names
-    in a text array called `columns` or `names` if it has one; or 1-D arrays, one a column.
+    in a text array called ``columns`` or ``names`` if it has one; or 1-D arrays, one a column.
     Raises TableError for anything else.
     """
 

@@ -18,20 +18,23 @@ FLAT = 1e300  # scale of a constant column of the context: all it may hold stand
 class Column(BaseModel):
     """The fitted preprocessing of one column.
 
-    step: training adds step * (u - 1/2) to each value; None: continuous.
-    grid, origin: the values (98 % of the rows at least) are origin + k * grid, and samples are
-    rounded to that.
-    atoms: values repeated often; samples within step / 2 of one become it.
-    levels, masses, unseen: a column with few values has levels, each with its part of the unit
-    line, and its score is a probability; unseen is the mass of the values that never occurred.
-    lower, upper: bounds; half a step wider where there is a step.
-    shape: with bounds, of a reference density whose CDF leads to normal scores; None: log or
-    logit, then as without bounds.
-    edge_lower, edge_upper: (width, exponent) of the strip at a bound in which the density is
-    the reference density, or goes like distance ** (exponent - 1), times the strip's mass.
-    center, spread: heavy tails are tamed by asinh((v - center) / spread); spread None: not.
-    mean, scale: of the result, for standardising.
-    seen: the smallest and the greatest value in training.
+    Attributes:
+        step: Training adds step * (u - 1/2) to each value; None: continuous.
+        grid, origin: The values (98 % of the rows at least) are origin + k * grid, and samples
+            are rounded to that.
+        atoms: Values repeated often; samples within step / 2 of one become it.
+        levels, masses, unseen: A column with few values has levels, each with its part of the
+            unit line, and its score is a probability; unseen is the mass of the values that
+            never occurred.
+        lower, upper: Bounds; half a step wider where there is a step.
+        shape: With bounds, of a reference density whose CDF leads to normal scores; None: log or
+            logit, then as without bounds.
+        edge_lower, edge_upper: (width, exponent) of the strip at a bound in which the density is
+            the reference density, or goes like distance ** (exponent - 1), times the strip's
+            mass.
+        center, spread: Heavy tails are tamed by asinh((v - center) / spread); spread None: not.
+        mean, scale: Of the result, for standardising.
+        seen: The smallest and the greatest value in training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -88,25 +91,25 @@ class Column(BaseModel):
 
     def describe(self) -> str | None:
         """What is done to this column besides standardising, as a sentence; None if nothing."""
-        told = []
+        parts = []
         if self.constant:
-            told.append(f"is {self.mean:.6g} in every row, so nothing depends on it")
+            parts.append(f"is {self.mean:.6g} in every row, so nothing depends on it")
         if self.levels:
             kind = "whole numbers" if all(map(float.is_integer, self.levels)) else "values"
-            told.append(
+            parts.append(
                 f"takes {len(self.levels)} {kind} ({_some(self.levels)}), so its score is a "
                 "probability and samples are among them"
             )
         elif self.step is not None:
-            told.append(self._ties())
-        told += self._limits()
+            parts.append(self._ties())
+        parts += self._limits()
         if self.spread is not None:
             sign = "-" if self.center >= 0 else "+"
-            told.append(
+            parts.append(
                 "is skewed or has long tails, tamed by "
                 f"asinh((v {sign} {abs(self.center):.6g}) / {self.spread:.6g})"
             )
-        return f"{self.name}: {'; '.join(told)}." if told else None
+        return f"{self.name}: {'; '.join(parts)}." if parts else None
 
     def _ties(self) -> str:
         noise = f"noise of width {self.step:.6g} is added in training"
@@ -127,12 +130,12 @@ class Column(BaseModel):
         way = "logit" if both else "logarithm"
         if self.shape is not None:
             way = "by the CDF of a reference density"
-        told = "" if self.levels else f" ({way})"
+        by = "" if self.levels else f" ({way})"
         if both:
-            return [f"lies between {self.lower:.6g} and {self.upper:.6g}{told}"]
+            return [f"lies between {self.lower:.6g} and {self.upper:.6g}{by}"]
         if self.lower is not None:
-            return [f"lies above {self.lower:.6g}{told}"]
-        return [f"lies below {self.upper:.6g}{told}"]
+            return [f"lies above {self.lower:.6g}{by}"]
+        return [f"lies below {self.upper:.6g}{by}"]
 
 
 def _some(values: tuple[float, ...]) -> str:

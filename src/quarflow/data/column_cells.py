@@ -125,7 +125,7 @@ class Cells:
     def average(self, x: Tensor, log_prob: Callable[[Tensor], Tensor]) -> Tensor:
         """Log of the mean density (n) over the cells and strips that the rows x (n, D) are in.
 
-        `log_prob` is called with as many (n, D) as there are nodes.
+        ``log_prob`` is called with as many (n, D) as there are nodes.
         """
         nodes, log_weights = self._nodes()
         inside = [edge.inside(x[:, edge.j]) for edge in self.edges]

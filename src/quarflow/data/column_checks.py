@@ -9,9 +9,10 @@ import numpy as np
 
 from quarflow.data.column import Column
 from quarflow.data.column_bounds import bounds_of
+from quarflow.data.finite import check_finite
 from quarflow.data.source import listed, shorten
 
-__all__ = ["Bounds", "check_inside", "check_names", "check_spread", "check_table", "is_constant"]
+__all__ = ["Bounds", "check_inside", "check_spread", "check_table", "is_constant"]
 
 Bounds = Mapping[str, tuple[float | None, float | None]]
 
@@ -19,46 +20,48 @@ Bounds = Mapping[str, tuple[float | None, float | None]]
 def check_table(
     X: np.ndarray, names: list[str], bounds: Bounds, discrete: str | Sequence[str], tails: str
 ) -> dict[str, tuple[float | None, float | None]]:
-    """Refuse what cannot be fitted; give back the bounds."""
+    """Refuse what cannot be fitted; the bounds come back as numbers.
+
+    Arguments:
+        X: Rows (N, D).
+        names, bounds, discrete, tails: As ``Columns.fit`` gets them.
+
+    Raises:
+        ValueError: Naming the argument, or the column and row.
+    """
     if X.ndim != 2 or X.shape[1] == 0:
         raise ValueError(f"The data must be rows x columns, but have shape {X.shape}.")
     if len(names) != X.shape[1]:
         raise ValueError(f"There are {len(names)} names for {X.shape[1]} columns.")
-    check_names(names)
+    _check_distinct(names)
     if len(X) < 2:
         raise ValueError(f"Fitting needs at least 2 rows, and there is {len(X)}.")
-    bad = ~np.isfinite(X)
-    if bad.any():
-        j = int(np.argmax(bad.any(axis=0)))
-        row = int(np.argmax(bad[:, j]))
-        what = "missing" if np.isnan(X[row, j]) else "infinite"
-        raise ValueError(f"Column {names[j]!r} has a value that is {what} in row {row + 1:,}.")
+    check_finite(X, names)
     if tails not in ("auto", "none"):
         raise ValueError(f"tails must be 'auto' or 'none', not {tails!r}.")
-    if isinstance(discrete, str):
-        if discrete not in ("auto", "none"):
-            raise ValueError(
-                f"discrete must be 'auto', 'none' or a list of column names, not {discrete!r}."
-            )
+    if isinstance(discrete, str) and discrete in ("auto", "none"):
         discrete = []
-    if not isinstance(bounds, Mapping):
-        raise ValueError(f"bounds must be a dict {{column: (lower, upper)}}, not {bounds!r}.")
-    if not isinstance(discrete, Iterable):
+    if isinstance(discrete, str) or not isinstance(discrete, Iterable):
         raise ValueError(
             f"discrete must be 'auto', 'none' or a list of column names, not {discrete!r}."
         )
-    for argument, given in (("discrete", discrete), ("bounds", bounds)):
-        for name in given:
-            if name not in names:
-                raise ValueError(
-                    f"{argument} names the column {shorten(name)}, but the columns are "
-                    f"{listed(names)}."
-                )
+    if not isinstance(bounds, Mapping):
+        raise ValueError(f"bounds must be a dict {{column: (lower, upper)}}, not {bounds!r}.")
+    _check_known("discrete", discrete, names)
+    _check_known("bounds", bounds, names)
     return {name: bounds_of(name, pair) for name, pair in bounds.items()}
 
 
-def check_names(names: list[str]) -> None:
-    """Refuse two columns of one name."""
+def _check_known(argument: str, given: Iterable[str], names: list[str]) -> None:
+    for name in given:
+        if name not in names:
+            raise ValueError(
+                f"{argument} names the column {shorten(name)}, but the columns are "
+                f"{listed(names)}."
+            )
+
+
+def _check_distinct(names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -84,7 +87,12 @@ def check_inside(x: np.ndarray, column: Column) -> None:
 
 
 def check_spread(name: str, low: float, high: float) -> None:
-    """Refuse a column whose values, from low to high, are constant or beyond computing with."""
+    """Refuse a column that is constant or beyond computing with.
+
+    Arguments:
+        name: For the message.
+        low, high: Its smallest and largest value.
+    """
     if low == high:
         raise ValueError(
             f"Column {name!r} is constant ({low:.6g} in every row), so it has no density; "

@@ -13,6 +13,7 @@ REPEATED_SHARE = 0.001  # values repeated this often stay apart
 FLOOR = 1e-3  # ties are spread over at least this part of the column's spread
 COMMON = 0.98  # a lattice that holds this part of the rows is the column's own
 OFF_LATTICE = 0.02  # how far from the lattice a value may lie, in steps
+SCREEN = 1e-3  # nats that float32 may be wrong by, generously
 GAIN = 0.02  # nats that taming must bring to be worth it
 
 
@@ -20,8 +21,10 @@ GAIN = 0.02  # nats that taming must bring to be worth it
 class Ties:
     """Where a column repeats its values.
 
-    step: width of the noise that fills the gaps; grid, origin: the lattice origin + k grid that
-    all values lie on (grid None: no lattice); atoms: single values repeated often.
+    Attributes:
+        step: Width of the noise that fills the gaps.
+        grid, origin: The lattice origin + k grid that all values lie on; grid None: no lattice.
+        atoms: Single values repeated often.
     """
 
     step: float
@@ -35,7 +38,11 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
 
     A column of whole numbers always counts. Another counts if it lies on a lattice and has
     fewer distinct values than half its rows, or has fewer than a fifth, or if one value makes
-    up 0.5 % of the rows. `forced`: the user says so.
+    up 0.5 % of the rows.
+
+    Arguments:
+        x: Shape (N,).
+        forced: The user says that it counts.
     """
     sample = subsample(x, SORTED_ROWS)
     values, counts = distinct(sample)
@@ -45,26 +52,12 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
     whole = bool(np.all(x == np.round(x))) and float(np.abs(x).max()) <= 2.0**53
     if not (forced or whole or atom.any() or crowding < 0.5):
         return None
-    # between atoms the column may be continuous: how spread out is that part?
     rest = np.repeat(values[~atom], counts[~atom])
-    wide = float(sample.std())
-    quartiles = np.percentile(rest, [25, 75]) if len(rest) else np.zeros(2)
-    middle = float(quartiles[1] - quartiles[0])  # keeps long tails from setting the floor
-    floor = FLOOR * (min(wide, middle) if middle > 0 else wide)
-    # a few large values must not merge the small ones
-    neighbours = values[counts >= max(ATOM_ROWS, REPEATED_SHARE * rows)]
-    floor = min(floor, float(np.diff(neighbours).min(initial=np.inf)))
+    floor = _floor(sample, rest, values, counts)
     often = np.argsort(-counts, kind="stable")[: min(int(atom.sum()), 64)]
     atoms = tuple(float(value) for value in np.sort(values[often]))
-    find = _whole_lattice if whole else _lattice
-    lattice = find(values)
-    if lattice is not None and len(sample) < len(x) and not _on_lattice(x, *lattice):
-        lattice = None
     common = _common(values, counts) if crowding < 0.2 else values
-    if 5 <= len(common) < len(values):  # hundredths throughout, but for some odd value
-        coarse = find(common)
-        if coarse is not None and (lattice is None or coarse[1] > 1.5 * lattice[1]):
-            lattice = coarse
+    lattice = _find_lattice(x, values, common, whole)
     if lattice is not None:
         origin, grid = lattice
         # so fine that it is nearly continuous, but for the atoms
@@ -75,47 +68,115 @@ def find_ties(x: np.ndarray, *, forced: bool = False) -> Ties | None:
         return None
     if not (forced or atoms or crowding < 0.2):
         return None
+    return Ties(_step(floor, rest, values, counts, atom), None, 0.0, atoms)
+
+
+def _floor(sample: np.ndarray, rest: np.ndarray, values: np.ndarray, counts: np.ndarray) -> float:
+    """The least width of the noise; between atoms the column may be continuous: ``rest``."""
+    wide = float(sample.std())
+    quartiles = np.percentile(rest, [25, 75]) if len(rest) else np.zeros(2)
+    middle = float(quartiles[1] - quartiles[0])  # keeps long tails from setting the floor
+    floor = FLOOR * (min(wide, middle) if middle > 0 else wide)
+    # a few large values must not merge the small ones
+    neighbours = values[counts >= max(ATOM_ROWS, REPEATED_SHARE * len(sample))]
+    return min(floor, float(np.diff(neighbours).min(initial=np.inf)))
+
+
+def _find_lattice(
+    x: np.ndarray, values: np.ndarray, common: np.ndarray, whole: bool
+) -> tuple[float, float] | None:
+    """(origin, step) of all values of x, or a coarser one of the common values alone."""
+    find = _whole_lattice if whole else _lattice
+    lattice = find(values)
+    if lattice is not None and len(x) > SORTED_ROWS and not _on_lattice(x, *lattice):
+        lattice = None
+    if 5 <= len(common) < len(values):  # hundredths throughout, but for some odd value
+        coarse = find(common)
+        if coarse is not None and (lattice is None or coarse[1] > 1.5 * lattice[1]):
+            return coarse
+    return lattice
+
+
+def _step(
+    floor: float, rest: np.ndarray, values: np.ndarray, counts: np.ndarray, atom: np.ndarray
+) -> float:
+    """The width of the noise where there is no lattice."""
     gaps = np.diff(values)
-    step = floor
     if gaps.min() >= floor:
-        step = float(gaps.min())  # few values, far apart
-    elif len(rest) == 0 or (~atom).sum() / len(rest) < 0.2:
+        return float(gaps.min())  # few values, far apart
+    if len(rest) == 0 or (~atom).sum() / len(rest) < 0.2:
         # tied throughout: the usual gap, but no wider than between values that repeat
-        step = max(floor, min(float(np.median(gaps)), _closest(values, counts)))
-    return Ties(step, None, 0.0, atoms)
+        return max(floor, min(float(np.median(gaps)), _closest(values, counts)))
+    return floor
 
 
 def find_tails(v: np.ndarray, finest: float = 0.0) -> tuple[float, float] | None:
     """(center, spread) where asinh((v - center) / spread) is nearer to a Gaussian than v is.
 
     Compared by the likelihood of the best Gaussian, Jacobian included, over a small grid.
-    None where that gains less than 0.02 nats (and somewhat more on few rows). `finest`: the
-    width of the noise in v, below which there is no detail for a spread to show.
+    None where that gains less than 0.02 nats (and somewhat more on few rows).
+
+    Arguments:
+        v: Shape (N,).
+        finest: Width of the noise in v, below which there is no detail for a spread to show.
     """
     v = subsample(v, TAIL_ROWS)
     few = v[:: max(1, len(v) // 2000)]
     deviation = float(few.std())
     if not deviation > 0:
         return None
-    low, quarter, three, high = np.percentile(few, [10, 25, 75, 90])
+    percentiles = np.percentile(few, [0, 2, 10, 25, 50, 75, 90, 98, 100])
+    low, quarter, three, high = percentiles[[2, 3, 5, 6]]
     widths = [w for w in (three - quarter, high - low) if w > 0] or [1e-2 * deviation]
     smallest = max(min(widths) / 30, 1e-6 * deviation, finest)
     spreads = np.geomspace(smallest, max(3 * deviation, 2 * smallest), 10)
-    centers = np.unique(np.percentile(few, [0, 2, 10, 25, 50, 75, 90, 98, 100]))
-    best = max((_asinh_fit(few, c, s), c, s) for c in centers for s in spreads)
+    promising = _promising(few, np.unique(percentiles), spreads)
+    middle, wide = promising[0]
+    if len(promising) > 1:
+        _, middle, wide = max((_asinh_fit(few, c, s), c, s) for c, s in promising)
     ratio = float(spreads[1] / spreads[0])
-    finer = [best[2] * ratio**power for power in (-2 / 3, -1 / 3, 0, 1 / 3, 2 / 3)]
+    finer = [wide * ratio**power for power in (-2 / 3, -1 / 3, 0, 1 / 3, 2 / 3)]
     finer = [max(spread, finest) for spread in finer]
-    gain, center, spread = max((_asinh_fit(v, best[1], s), best[1], s) for s in finer)
+    gain, center, spread = max((_asinh_fit(v, middle, s), middle, s) for s in finer)
     gain += float(np.log(v.std()))  # against the Gaussian of v itself
     return (float(center), float(spread)) if gain > GAIN + 5 / len(v) else None
 
 
 def subsample(x: np.ndarray, rows: int) -> np.ndarray:
-    """At most `rows` of the entries, the same ones every time."""
+    """At most ``rows`` of the entries, the same ones every time."""
     if len(x) <= rows:
         return x
     return x[np.random.default_rng(0).choice(len(x), rows, replace=False)]
+
+
+def _promising(
+    v: np.ndarray, centers: np.ndarray, spreads: np.ndarray
+) -> list[tuple[float, float]]:
+    """The pairs that may have the best ``_asinh_fit``, by a look at all of them in float32.
+
+    Its rounding is far below the margin, except where y hardly varies: those pairs stay in.
+    """
+    scores = np.empty((len(centers), len(spreads)))
+    sure = np.empty(scores.shape, dtype=bool)
+    unit = spreads[0]  # so that neither very large nor very small data leave float32's range
+    v, middles, widths = v / unit, centers / unit, (spreads / unit).astype(np.float32)[:, None]
+    t, w, y = (np.empty((len(spreads), len(v)), dtype=np.float32) for _ in range(3))
+    for i, middle in enumerate(middles):
+        np.divide((v - middle).astype(np.float32), widths, out=t)
+        np.multiply(t, t, out=w)
+        w += 1
+        np.sqrt(w, out=y)
+        y += np.abs(t)
+        np.log(y, out=y)
+        np.copysign(y, t, out=y)  # asinh(t)
+        np.log(w, out=w)
+        y -= y.mean(axis=1, keepdims=True)
+        deviation = np.sqrt(np.einsum("ij,ij->i", y, y) / len(v))
+        sure[i] = deviation > 1e-3
+        scores[i] = -np.log(np.maximum(deviation, 1e-30)) - 0.5 * w.mean(axis=1) - np.log(spreads)
+    best = scores[sure].max(initial=-np.inf)
+    chosen = np.argwhere(~sure | (scores >= best - SCREEN))
+    return [(centers[i], spreads[j]) for i, j in chosen]
 
 
 def _asinh_fit(v: np.ndarray, center: float, spread: float) -> float:

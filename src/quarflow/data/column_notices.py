@@ -32,7 +32,7 @@ def dependence(X: np.ndarray, columns: Sequence[Column]) -> str | None:
     left = np.abs(np.diagonal(np.linalg.qr(U, mode="r"))) / len(U) ** 0.5
     dependent = np.flatnonzero(left < EXACT)
     free = np.flatnonzero(left >= EXACT)
-    told = []
+    parts = []
     for j in dependent[:100]:
         before = free[free < j]
         weights = np.linalg.lstsq(U[:, before], U[:, j], rcond=None)[0]
@@ -41,13 +41,13 @@ def dependence(X: np.ndarray, columns: Sequence[Column]) -> str | None:
             continue
         names = " and ".join(repr(columns[i].name) for i in others[:SHOWN])
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-        told.append(f"{columns[j].name!r} by {names}{more}")
-    if not told:
+        parts.append(f"{columns[j].name!r} by {names}{more}")
+    if not parts:
         return None
-    more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    more = f"; and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
 
     return (
-        f"Columns are determined exactly by others: {'; '.join(told[:SHOWN])}{more}. Their joint "
+        f"Columns are determined exactly by others: {'; '.join(parts[:SHOWN])}{more}. Their joint "
         "density is infinite, so scores mean little and depend on rounding: leave those columns "
         "out. The fit goes on."
     )
@@ -55,19 +55,19 @@ def dependence(X: np.ndarray, columns: Sequence[Column]) -> str | None:
 
 def far_away(values: np.ndarray, columns: Sequence[Column]) -> str | None:
     """A sentence on columns whose values (N, C) lie far outside those seen; None if none do."""
-    told = []
+    parts = []
     for j, column in enumerate(columns):
         if column.seen is None or column.constant or len(values) == 0:
             continue
         low, high = column.seen
         reach = FAR * (high - low)
         if values[:, j].min() < low - reach or values[:, j].max() > high + reach:
-            told.append(f"{column.name!r} (from {low:.6g} to {high:.6g} in training)")
-    if not told:
+            parts.append(f"{column.name!r} (from {low:.6g} to {high:.6g} in training)")
+    if not parts:
         return None
-    more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    more = f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
 
     return (
-        f"The context lies far outside what was seen: {', '.join(told[:SHOWN])}{more}. What the "
-        "density is there, no row has told it."
+        f"The context lies far outside what was seen: {', '.join(parts[:SHOWN])}{more}. What the "
+        "density is there, no row says."
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from quarflow.data.column import FLAT, Column
@@ -17,7 +16,6 @@ from quarflow.data.column_cells import Cells
 from quarflow.data.column_checks import (
     Bounds,
     check_inside,
-    check_names,
     check_table,
     is_constant,
 )
@@ -32,18 +30,19 @@ __all__ = ["Column", "Columns"]
 class Columns:
     """The fitted preprocessing of a table of D columns.
 
-    >>> import numpy as np, torch
-    >>> rng = np.random.default_rng(0)
-    >>> X = np.stack([rng.poisson(4, 1000), rng.normal(50, 9, 1000)], axis=1)
-    >>> columns = Columns.fit(X, ["visits", "age"])
-    >>> for sentence in columns.describe():
-    ...     print(sentence)
-    visits: takes 12 whole numbers (0, 1, 2, 3 and 8 more), so its score is a probability and
-    samples are among them.
-    >>> x = columns.dequantise(torch.tensor(X), torch.Generator().manual_seed(0))
-    >>> z, ladj = columns.transform().call_and_ladj(x)
-    >>> z.mean(0).abs().max().item() < 0.05, ladj.shape
-    (True, torch.Size([1000]))
+    Example:
+        >>> import numpy as np, torch
+        >>> rng = np.random.default_rng(0)
+        >>> X = np.stack([rng.poisson(4, 1000), rng.normal(50, 9, 1000)], axis=1)
+        >>> columns = Columns.fit(X, ["visits", "age"])
+        >>> for sentence in columns.describe():
+        ...     print(sentence)
+        visits: takes 12 whole numbers (0, 1, 2, 3 and 8 more), so its score is a probability and
+        samples are among them.
+        >>> x = columns.dequantise(torch.tensor(X), torch.Generator().manual_seed(0))
+        >>> z, ladj = columns.transform().call_and_ladj(x)
+        >>> z.mean(0).abs().max().item() < 0.05, ladj.shape
+        (True, torch.Size([1000]))
     """
 
     columns: tuple[Column, ...]
@@ -69,12 +68,20 @@ class Columns:
     ) -> Columns:
         """Look at each column of X (N, D) and settle its preprocessing.
 
-        bounds: (lower, upper) by name, either may be None. discrete: "auto" detects whole
-        numbers, lattices and ties, "none" takes all columns for continuous, a list names the
-        discrete ones. tails: "auto" tames heavy tails where the likelihood gains by it.
-        constant: accept constant columns, as a context may have them; they become 0.
-        Deterministic. Raises ValueError, naming the column (and row), for fewer than two rows,
-        missing values, a constant column, or a value outside its bounds.
+        Deterministic.
+
+        Arguments:
+            X: Rows (N, D).
+            names: D names, each another.
+            bounds: (lower, upper) by name, either may be None.
+            discrete: ``"auto"`` detects whole numbers, lattices and ties, ``"none"`` takes all
+                columns for continuous, a list names the discrete ones.
+            tails: ``"auto"`` tames heavy tails where the likelihood gains by it.
+            constant: Accept constant columns, as a context may have them; they become 0.
+
+        Raises:
+            ValueError: Naming the column (and row), for fewer than two rows, missing values, a
+                constant column, or a value outside its bounds.
         """
         X = np.asarray(X, dtype=np.float64)
         names = list(names)
@@ -95,13 +102,8 @@ class Columns:
         return cls(tuple(fitted))
 
     def transform(self) -> ColumnTransform:
-        """Data units (*, D) -> standardised float64 (*, D), with `call_and_ladj` and `.inv`."""
+        """The map from data units (*, D) to standardised float64 (*, D); has ``call_and_ladj``."""
         return ColumnTransform(self.columns)
-
-    def check(self, X: np.ndarray) -> None:
-        """Raise ValueError, naming column and row, at the first value of X outside its bounds."""
-        for j, column in enumerate(self.columns):
-            check_inside(np.asarray(X)[:, j], column)
 
     def cells(self) -> Cells:
         """The cells of discrete values, and the strips at bounds."""
@@ -110,9 +112,12 @@ class Columns:
     def dequantise(
         self, x: Tensor, generator: torch.Generator, cells: Cells | None = None
     ) -> Tensor:
-        """x (*, D) as float64, with noise that fills the cells of each discrete column.
+        """The rows as float64, with noise that fills the cells of each discrete column.
 
-        `cells`: those of `cells()`, if they are at hand.
+        Arguments:
+            x: Shape (*, D).
+            generator: Of the noise.
+            cells: Those of ``cells()``, if they are at hand.
         """
         x = x.to(torch.float64)
         if all(column.step is None for column in self.columns):
@@ -121,7 +126,7 @@ class Columns:
         return keep_inside(x, [column.support for column in self.columns])
 
     def snap(self, x: Tensor) -> Tensor:
-        """Samples x (*, D) back to levels, lattices, repeated values, and into the bounds."""
+        """Samples x (*, D), moved to levels, lattices, repeated values, and into the bounds."""
         x = x.to(torch.float64)
         out = list(x.unbind(-1))
         for j, column in enumerate(self.columns):
@@ -150,28 +155,7 @@ class Columns:
 
     def describe(self) -> list[str]:
         """A sentence for each column that gets anything besides standardising."""
-        return [told for column in self.columns if (told := column.describe())]
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Plain dicts for `json.dump`; exact, since JSON keeps every digit of a float."""
-        return [column.model_dump(mode="json") for column in self.columns]
-
-    @classmethod
-    def from_json(cls, data: Iterable[Mapping[str, Any]]) -> Columns:
-        """The inverse of `to_json`. Raises ValueError, naming column and entry, for bad values."""
-        if not isinstance(data, Sequence) or isinstance(data, str) or not data:
-            raise ValueError("The columns of a model must be a list with at least one entry.")
-        columns = []
-        for j, entry in enumerate(data, start=1):
-            try:
-                columns.append(Column.model_validate(entry))
-            except ValidationError as error:
-                first = error.errors()[0]
-                entry_name = ".".join(map(str, first["loc"]))
-                where = f", entry {entry_name}" if entry_name else ""
-                raise ValueError(f"Column {j} of the model{where}: {first['msg']}.") from None
-        check_names([column.name for column in columns])
-        return cls(tuple(columns))
+        return [sentence for column in self.columns if (sentence := column.describe())]
 
 
 def _closed(column: Column) -> tuple[float, float]:

@@ -83,7 +83,7 @@ class CsvSource:
     def chunks(
         self, columns: Sequence[int], rows: int, others: Sequence[int] = ()
     ) -> Iterator[tuple[np.ndarray, pl.DataFrame | None]]:
-        """See Source; how many rows come at a time is set by BLOCK, not by `rows`."""
+        """See Source; how many rows come at a time is set by BLOCK, not by ``rows``."""
         import polars as pl
 
         start = 0

@@ -21,9 +21,12 @@ CITATION = (
 class MagicGamma:
     """19,020 simulated telescope events: images of gamma rays, and of hadrons taken for them.
 
-    X: float64 (19020, 10), each column at mean 0 and standard deviation 1 over all rows (the
-    original is in millimetres, degrees and logarithms), rounded to float32.
-    names: the 10 columns; hadron: bool (19020,); citation: source and licence.
+    Attributes:
+        X: float64 (19020, 10), each column at mean 0 and standard deviation 1 over all rows (the
+            original is in millimetres, degrees and logarithms), rounded to float32.
+        names: The 10 columns.
+        hadron: bool (19020,).
+        citation: Source and licence.
     """
 
     X: np.ndarray
@@ -33,16 +36,17 @@ class MagicGamma:
 
 
 def magic_path() -> Path:
-    """The Parquet file inside the package: ten numeric columns and `class` (gamma or hadron)."""
+    """The Parquet file inside the package: ten numeric columns and ``class`` (gamma or hadron)."""
     return Path(str(files("quarflow.data").joinpath("magic_gamma.parquet")))
 
 
 def load_magic() -> MagicGamma:
     """The MAGIC Gamma Telescope data (Bock et al. 2004, UCI, CC BY 4.0), gammas and hadrons.
 
-    >>> magic = load_magic()
-    >>> magic.X.shape, int(magic.hadron.sum()), magic.names[:3]
-    ((19020, 10), 6688, ['fLength', 'fWidth', 'fSize'])
+    Example:
+        >>> magic = load_magic()
+        >>> magic.X.shape, int(magic.hadron.sum()), magic.names[:3]
+        ((19020, 10), 6688, ['fLength', 'fWidth', 'fSize'])
     """
     import polars as pl
 

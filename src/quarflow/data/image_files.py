@@ -214,12 +214,12 @@ def read_array_file(path: Path, layout: Layout = "auto") -> tuple[Pixels, Any, A
     except ImageError:
         raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-        told = (
+        trouble = (
             "holds Python objects, which are not read because unpickling them can run code"
             if "bject" in str(error) or "pickle" in str(error)
             else "is damaged or not a NumPy file"
         )
-        raise ImageError(f"{path} {told}.") from None
+        raise ImageError(f"{path} {trouble}.") from None
     if {"webp", "offsets", "labels", "exact"} <= set(arrays):
         return read_cifar_npz(arrays, path)
     named = [key for key in ("images", "X", "x") if key in arrays]
@@ -248,7 +248,7 @@ def array_images(array: NDArray[Any], layout: Layout = "auto", name: str = "X") 
         name: What messages call it.
 
     Raises:
-        ImageError: if it cannot be images, or the layout cannot be told.
+        ImageError: if it cannot be images, or the layout is not clear.
 
     Example:
         >>> array_images(np.zeros((10, 8, 6, 3), np.uint8)).shape
@@ -279,9 +279,9 @@ def array_images(array: NDArray[Any], layout: Layout = "auto", name: str = "X") 
     else:
         first, last = shape[1] in CHANNELS, shape[3] in CHANNELS
         if layout == "auto" and first == last:
-            told = "is not clear" if first else "is not to be seen (1, 3 or 4 channels)"
+            trouble = "is not clear" if first else "is not to be seen (1, 3 or 4 channels)"
             raise ImageError(
-                f"{name} has shape {shape}: where its channels are {told}; "
+                f"{name} has shape {shape}: where its channels are {trouble}; "
                 "say layout='nhwc' (channels last) or layout='nchw' (channels first)."
             )
         channels_last = layout == "nhwc" or (layout == "auto" and last)

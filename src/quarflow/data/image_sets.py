@@ -67,7 +67,7 @@ def load_set(
         download: Whether the network may be used.
 
     Raises:
-        ImageError: if the set is not known or not to be had.
+        ImageError: if the set is not known or cannot be downloaded.
 
     Example:
         >>> digits = load_set("digits")
@@ -158,12 +158,12 @@ def _cache() -> Path:
 
 def _fetched(name: str, part: Part, cache: Path, download: bool) -> Path:
     """Fill the cache from the network; return the folder with the files."""
-    told = (
+    trouble = (
         f"{name} was not found: give the folder with its files by --data (data=), or in the "
         f"environment variable {VARIABLE}. It is neither in the cache, {cache}"
     )
     if not download:
-        raise ImageError(f"{told}, nor may it be downloaded.")
+        raise ImageError(f"{trouble}, nor may it be downloaded.")
     import pooch
     import requests
 
@@ -182,4 +182,4 @@ def _fetched(name: str, part: Part, cache: Path, download: bool) -> Path:
         return folder / "cifar-10-batches-bin"
     except (requests.RequestException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ImageError(f"{told}, nor could it be downloaded ({reason}).") from None
+        raise ImageError(f"{trouble}, nor could it be downloaded ({reason}).") from None

@@ -180,7 +180,13 @@ def read_images(
 
 
 def without_stand_ins(images: Images, exact: NDArray[np.bool_] | None, keep: bool) -> Images:
-    """Drop images that are only a stand-in for the original, and say how many there were."""
+    """Images without those that only stand in for a lost original; the note says how many.
+
+    Arguments:
+        images: All of them.
+        exact: Shape (N,): which are the original; None if all are.
+        keep: Whether to keep the others, and only to say so.
+    """
     if exact is None or exact.all():
         return images
     count = int((~exact).sum())

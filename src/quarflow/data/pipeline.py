@@ -84,7 +84,7 @@ class Ahead(Generic[Item]):
 class Behind(Generic[Item]):
     """Hand pieces to a thread that deals with them one after the other.
 
-    What goes wrong there is raised at the next `put`, or at the end of the block; the block ends
+    What goes wrong there is raised at the next ``put``, or at the end of the block; the block ends
     when all is done. If the block itself fails, what waits is dropped.
 
     Arguments:

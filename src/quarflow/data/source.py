@@ -33,10 +33,19 @@ class Source(Protocol):
     def chunks(
         self, columns: Sequence[int], rows: int, others: Sequence[int] = ()
     ) -> Iterator[tuple[np.ndarray, pl.DataFrame | None]]:
-        """float64 arrays (n, len(columns)) in file order, NaN where a value is missing.
+        """The rows in file order, piece by piece.
 
-        About `rows` rows at a time; raises TableError for a value that is no number. With them
-        comes a frame of the `others` as they are in the file, None if there are none.
+        Arguments:
+            columns: Positions of the columns to read as numbers.
+            rows: About so many rows at a time.
+            others: Positions of columns to read as they are.
+
+        Returns:
+            Pairs of a float64 array (n, len(columns)), NaN where a value is missing, and a frame
+            of the others, None if there are none.
+
+        Raises:
+            TableError: For a value that is no number.
         """
 
 
@@ -66,7 +75,9 @@ def check_here(path: Path, suffixes: Sequence[str]) -> None:
         )
     if path.suffix.lower() not in suffixes:
         known = ", ".join(suffixes)
-        raise TableError(f"{path}: the kind of table is told by the ending, one of {known}.")
+        raise TableError(
+            f"{path}: the ending says what kind of table it is; it must be one of {known}."
+        )
     if not path.exists():
         raise TableError(f"There is no file {path}.")
     if not path.is_file():
@@ -86,7 +97,7 @@ def listed(names: Sequence[str], at_most: int = 12) -> str:
 
 
 def not_a_number(value: object, row: int) -> str:
-    """Say that a column holds this value, which is no number, and what to do about it."""
+    """What to say of a column with this value, which is no number, and what to do about it."""
     shown = f"holds {shorten(value)} in row {row:,}"
     if isinstance(value, str) and _DATE.match(value):
         return f"{shown}, a date: convert it to a number first, such as days since a start"
@@ -94,7 +105,13 @@ def not_a_number(value: object, row: int) -> str:
 
 
 def no_such_column(path: Path, name: str, names: Sequence[str]) -> TableError:
-    """The error for a column that the file lacks, with the nearest name it does have."""
+    """The error for a column that the file lacks, with the nearest name it does have.
+
+    Arguments:
+        path: The file.
+        name: The column asked for.
+        names: The columns it has.
+    """
     close = [other for other in names if other.lower() == name.lower()]
     close = close or get_close_matches(name, names, n=1)
     hint = f"; did you mean {shorten(close[0])}?" if close else "."

@@ -19,28 +19,33 @@ if TYPE_CHECKING:
     import polars as pl
 
 PART_ROWS = 1 << 18  # rows gathered before they go to the disk
+WRITTEN = (".csv", ".parquet", ".pq")  # endings of the files
 
 
 class TableWriter:
     """Write columns piece by piece; the file appears, complete, when the block ends well.
 
     NaN is written as an empty cell (.csv) or null (.parquet). An exception inside the block
-    leaves what was there before. Raises TableError at once for another ending than .csv,
-    .parquet or .pq, and for a folder that does not exist or cannot be written to.
+    leaves what was there before.
 
-    >>> import numpy as np, tempfile, pathlib
-    >>> path = pathlib.Path(tempfile.mkdtemp(), "scores.csv")
-    >>> with TableWriter(path) as table:
-    ...     table.write({"log_prob": np.array([-1.5, np.nan])})
-    ...     table.write({"log_prob": np.array([-0.25])})
-    >>> path.read_text()
-    'log_prob\\n-1.5\\nNaN\\n-0.25\\n'
+    Raises:
+        TableError: At once, for another ending than .csv, .parquet or .pq, and for a folder that
+            does not exist or cannot be written to.
+
+    Example:
+        >>> import numpy as np, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "scores.csv")
+        >>> with TableWriter(path) as table:
+        ...     table.write({"log_prob": np.array([-1.5, np.nan])})
+        ...     table.write({"log_prob": np.array([-0.25])})
+        >>> path.read_text()
+        'log_prob\\n-1.5\\nNaN\\n-0.25\\n'
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         suffix = self.path.suffix.lower()
-        if suffix not in (".csv", ".parquet", ".pq"):
+        if suffix not in WRITTEN:
             raise TableError(f"{self.path}: tables are written as .csv or .parquet; choose one.")
         if self.path.is_dir():
             raise TableError(f"{self.path} is a folder, not a file.")

@@ -45,9 +45,9 @@ NO_SCORE = (
 class Table:
     """Rows of numbers with named columns.
 
-    names: D names; values: float64 (N, D), C-contiguous, finite (but see `iter_table`);
+    names: D names; values: float64 (N, D), C-contiguous, finite (but see ``iter_table``);
     dropped: how many rows were left out because a value was missing or infinite; others: columns
-    that were not asked for, as they are in the file, where `iter_table` keeps them.
+    that were not asked for, as they are in the file, where ``iter_table`` keeps them.
     """
 
     names: list[str]
@@ -64,19 +64,25 @@ def read_table(
 ) -> Table:
     """Read a table into memory.
 
-    `columns` selects by name, in the order asked for, and ignores the others; None takes all,
-    which must then all hold numbers. `drop_missing` leaves out rows with a missing or infinite
-    value and counts them. Raises TableError, naming the column and row, for all that is wrong.
+    Arguments:
+        path: A .csv, .parquet, .npy or .npz file.
+        columns: Names of those to read, in this order; None takes all, which must then all hold
+            numbers.
+        drop_missing: Leave out rows with a missing or infinite value, and count them.
 
-    >>> import numpy as np, tempfile, pathlib
-    >>> path = pathlib.Path(tempfile.mkdtemp(), "small.csv")
-    >>> _ = path.write_text("a,b\\n1,2\\n3,\\n5,6\\n")
-    >>> read_table(path, ["b", "a"], drop_missing=True)
-    Table(names=['b', 'a'], values=array([[2., 1.],
-           [6., 5.]]), dropped=1)
-    >>> read_table(path)
-    Traceback (most recent call last):
-    quarflow.data.source.TableError: ...small.csv: column 'b' has a missing value in row 2. ...
+    Raises:
+        TableError: Naming the column and row, for all that is wrong.
+
+    Example:
+        >>> import numpy as np, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "small.csv")
+        >>> _ = path.write_text("a,b\\n1,2\\n3,\\n5,6\\n")
+        >>> read_table(path, ["b", "a"], drop_missing=True)
+        Table(names=['b', 'a'], values=array([[2., 1.],
+               [6., 5.]]), dropped=1)
+        >>> read_table(path)
+        Traceback (most recent call last):
+        quarflow.data.source.TableError: ...small.csv: column 'b' has a missing value in row 2. ...
     """
     source = _open(path)
     names, index = _select(source, columns)
@@ -109,14 +115,22 @@ def iter_table(
     missing: Literal["error", "nan"] = "error",
     keep: bool = False,
 ) -> Iterator[Table]:
-    """Read a table in bounded memory: tables of `chunk_rows` rows (the last may be shorter).
+    """Read a table in bounded memory: tables of ``chunk_rows`` rows (the last may be shorter).
 
-    The rows come in the order of the file. With missing="nan" a missing or infinite value
-    becomes NaN instead of an error. With `keep` each table has the `others` too, and is of about
-    `chunk_rows` rows. A file without rows gives one table without rows. What is wrong with the
-    file as a whole (no such column, cut off) raises TableError at once, a bad value when its row
-    is reached.
-    (.npz archives are decompressed whole; use .npy or .parquet where memory is short.)
+    The rows come in the order of the file; a file without rows gives one table without rows.
+    .npz archives are decompressed whole: use .npy or .parquet where memory is short.
+
+    Arguments:
+        path: A .csv, .parquet, .npy or .npz file.
+        columns: Names of those to read, in this order.
+        chunk_rows: Rows of each table; with ``keep`` about so many.
+        missing: ``"nan"`` makes missing and infinite values NaN, ``"error"`` refuses them.
+        keep: Whether each table has the ``others`` too.
+
+    Raises:
+        TableError: At once for what is wrong with the file as a whole (no such column, cut off),
+            for a bad value when its row is reached.
+        ValueError: If chunk_rows is below 1.
     """
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, not {chunk_rows}.")
@@ -156,7 +170,7 @@ def _iterate(
 
 
 def _rechunk(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """The same rows in arrays of exactly `rows` rows, but for the last."""
+    """The same rows in arrays of exactly ``rows`` rows, but for the last."""
     waiting: list[np.ndarray] = []
     count = seen = 0
     for part in parts:
@@ -256,19 +270,19 @@ class _Missing:
         return ~bad.any(axis=1)
 
     def error(self, path: Path, advice: str, *, counted: bool = True) -> TableError:
-        told = []
+        parts = []
         for j in sorted(self.counts)[:3]:
             count, row = self.counts[j], self.first[j]
             what = {0: "missing", count: "infinite"}.get(self.infinite[j], "missing or infinite")
             if count == 1:
                 article = "an" if what == "infinite" else "a"
-                told.append(f"column {self.names[j]!r} has {article} {what} value in row {row:,}")
+                parts.append(f"column {self.names[j]!r} has {article} {what} value in row {row:,}")
             else:
                 many = f"{count:,} {what}" if counted else what
-                told.append(
+                parts.append(
                     f"column {self.names[j]!r} has {many} values, the first in row {row:,}"
                 )
-        more = len(self.counts) - len(told)
+        more = len(self.counts) - len(parts)
         if more:
-            told.append(f"{more} more column{'s' if more > 1 else ''} too")
-        return TableError(f"{path}: {'; '.join(told)}. {advice}.")
+            parts.append(f"{more} more column{'s' if more > 1 else ''} too")
+        return TableError(f"{path}: {'; '.join(parts)}. {advice}.")

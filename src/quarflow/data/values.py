@@ -85,6 +85,11 @@ def is_frame(data: Any) -> bool:
 def pick_columns(frame: Any, names: Sequence[str], what: str) -> Any:
     """Only the named columns of a frame, in that order; numbers as names count as their digits.
 
+    Arguments:
+        frame: Of any kind, see ``is_frame``.
+        names: The columns wanted.
+        what: The argument it was, for messages.
+
     Raises:
         ValueError: naming the column that the frame lacks.
     """
@@ -102,23 +107,25 @@ def pick_columns(frame: Any, names: Sequence[str], what: str) -> Any:
 
 def _refuse(data: Any, what: str) -> None:
     """Refuse, with the way out, what is no table of numbers in memory."""
-    told = None
+    trouble = None
     if hasattr(data, "toarray") and hasattr(data, "nnz"):
-        told = f"is sparse, and sparse input is not supported; give {what}.toarray()"
+        trouble = f"is sparse, and sparse input is not supported; give {what}.toarray()"
     elif data is None:
-        told = "is None; give an array or a frame"
+        trouble = "is None; give an array or a frame"
     elif isinstance(data, str | bytes | bytearray):
-        told = "is text or bytes; read the file first, such as by quarflow.data.read_table"
+        trouble = "is text or bytes; read the file first, such as by quarflow.data.read_table"
     elif isinstance(data, Mapping):
-        told = f"is a dict; make it a frame first: pandas.DataFrame({what})"
+        trouble = f"is a dict; make it a frame first: pandas.DataFrame({what})"
     elif isinstance(data, Set | Iterator):
-        told = f"is a {type(data).__name__}, which has no rows in order; give a list or an array"
+        trouble = (
+            f"is a {type(data).__name__}, which has no rows in order; give a list or an array"
+        )
     elif type(data).__name__ == "LazyFrame":
-        told = f"is a LazyFrame; give {what}.collect()"
+        trouble = f"is a LazyFrame; give {what}.collect()"
     elif isinstance(data, list | tuple) and any(isinstance(row, Mapping) for row in data):
-        told = f"is a list of dicts; make it a frame first: pandas.DataFrame({what})"
-    if told:
-        raise NotNumbers(f"{what} {told}.")
+        trouble = f"is a list of dicts; make it a frame first: pandas.DataFrame({what})"
+    if trouble:
+        raise NotNumbers(f"{what} {trouble}.")
 
 
 def _tensor(data: torch.Tensor, what: str) -> Values:
@@ -225,9 +232,23 @@ def _array(data: Any, what: str, prefix: str) -> NDArray[Any]:
         values = _array(np.asarray(array.data), what, prefix)
         return np.where(hidden, np.nan, values) if hidden.any() else values
     array = np.asarray(array)
-    kind = array.dtype.kind
-    if kind in "biuf":
+    if array.dtype.kind in "biuf":
         return array.astype(np.float64)
+    _refuse_kinds(array, data, what)
+    objects = array.astype(object)
+    if array.ndim > 2 or not array.size:
+        return _objects(objects.ravel(), what).reshape(array.shape)
+    columns = objects[:, None] if array.ndim == 1 else objects
+    read = [
+        _objects(columns[:, j], f"Column '{prefix}{j}' of {what}") for j in range(columns.shape[1])
+    ]
+
+    return np.stack(read, axis=1).reshape(array.shape)
+
+
+def _refuse_kinds(array: NDArray[Any], data: Any, what: str) -> None:
+    """Raise for arrays none of whose values can be numbers."""
+    kind = array.dtype.kind
     if array.dtype.names:
         raise NotNumbers(f"{what} is a structured array; make it a frame: pandas.DataFrame(...).")
     if kind == "c":
@@ -239,15 +260,6 @@ def _array(data: Any, what: str, prefix: str) -> NDArray[Any]:
             f"{what} is a {type(data).__name__}; the argument must be no string and no object, "
             "but an array or a frame of numbers."
         )
-    objects = array.astype(object)
-    if array.ndim > 2 or not array.size:
-        return _objects(objects.ravel(), what).reshape(array.shape)
-    columns = objects[:, None] if array.ndim == 1 else objects
-    read = [
-        _objects(columns[:, j], f"Column '{prefix}{j}' of {what}") for j in range(columns.shape[1])
-    ]
-
-    return np.stack(read, axis=1).reshape(array.shape)
 
 
 def _ragged(data: Any, what: str) -> str:

@@ -31,10 +31,11 @@ def cores() -> int:
 def machine(device: str) -> dict[str, Any]:
     """Processor, cores, memory, system, Python, kernels and how busy it is, as JSON knows them.
 
-    >>> sorted(machine("cpu"))
-    ['cores', 'device', 'kernels', 'load', 'memory_gib', 'processor', 'python', 'system']
+    Example:
+        >>> sorted(machine("cpu"))
+        ['cores', 'device', 'kernels', 'load', 'memory_gib', 'processor', 'python', 'system']
     """
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "processor": _processor(),
         "cores": cores(),
         "memory_gib": round(memory_gibibytes(), 1),
@@ -48,9 +49,9 @@ def machine(device: str) -> dict[str, Any]:
     if device != "cpu":
         import torch
 
-        told["device"] = torch.cuda.get_device_name()
+        found["device"] = torch.cuda.get_device_name()
 
-    return told
+    return found
 
 
 def _processor() -> str:

@@ -23,7 +23,7 @@ class Peak:
     Arguments:
         device: "cpu" or "cuda".
         fresh: Whether the process is a fresh one, that never held more than now: then the mark
-            tells as much where it cannot be reset. Otherwise `bytes` stays None there.
+            tells as much where it cannot be reset. Otherwise ``bytes`` stays None there.
 
     Attributes:
         before, bytes: Held before, and the most beyond it.
@@ -94,7 +94,7 @@ def _status(name: str) -> int:
 
 
 def free_unused() -> None:
-    """Give freed memory back to the system, where the C library can."""
+    """Hand freed memory back to the system, where the C library can."""
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

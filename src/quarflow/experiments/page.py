@@ -45,6 +45,11 @@ def fill(page: Path, text_of: Callable[[str], str]) -> list[str]:
 def markdown_rows(columns: Sequence[str], rows: Rows, left: int = 1) -> str:
     """A Markdown table; the first columns hold names and stand to the left, then come numbers.
 
+    Arguments:
+        columns: Titles.
+        rows: Cells, row by row.
+        left: How many columns hold names.
+
     Example:
         >>> print(markdown_rows(["", "KL"], [["QuAR", 0.01]]))
         |  | KL |
@@ -59,7 +64,15 @@ def markdown_rows(columns: Sequence[str], rows: Rows, left: int = 1) -> str:
 def print_table(
     console: Any, title: str, columns: Sequence[str], rows: Rows, note: str = ""
 ) -> None:
-    """Print a table, names in the first column, then numbers, and a note below it."""
+    """Print a table, names in the first column, then numbers, and a note below it.
+
+    Arguments:
+        console: A ``rich.console.Console``.
+        title: Above the table.
+        columns: Titles.
+        rows: Cells, row by row.
+        note: Below the table; empty for none.
+    """
     from rich import box
     from rich.table import Table
 

@@ -43,6 +43,12 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each repeat, A B C A B C ..., after rounds that are not counted.
 
+    Arguments:
+        works: What to time, by name.
+        repeats: How often each is timed.
+        warm_up: Rounds before that.
+        clock: Seconds from any start.
+
     Example:
         >>> {name: len(seconds) for name, seconds in in_turn({"a": int, "b": int}, 3).items()}
         {'a': 3, 'b': 3}
@@ -58,5 +64,11 @@ def in_turn(
 
 
 def median_seconds(work: Work, repeats: int, clock: Clock = time.perf_counter) -> float:
-    """Median time of one thing, after a call that is not counted."""
+    """Median time of one thing, after a call that is not counted.
+
+    Arguments:
+        work: What to time.
+        repeats: How often.
+        clock: Seconds from any start.
+    """
     return median(in_turn({"": work}, repeats, clock=clock)[""])

@@ -26,6 +26,12 @@ class ActNorms(nn.Module):
         features: Number D of variables, or C of channels.
         event_dim: 1 for vectors, 3 for images.
         flagged: Whether it is noted here that they were set, and saved with the parameters.
+
+    Example:
+        >>> norms = ActNorms(1, 2)
+        >>> affine = norms.normalize(0, torch.tensor([[0.0, 5.0], [2.0, 9.0]]))
+        >>> affine(torch.tensor([1.0, 7.0])).tolist()
+        [0.0, 0.0]
     """
 
     initialized: Tensor

@@ -11,6 +11,7 @@ from quarflow.flows.actnorm import ActNorms
 from quarflow.flows.bases import base as make_base
 from quarflow.flows.checks import check_sizes
 from quarflow.flows.flow import Flow
+from quarflow.flows.register import family
 from quarflow.nn import MADE
 from quarflow.transforms import AutoregressiveStep, Transform
 
@@ -19,6 +20,7 @@ __all__ = ["Autoregressive"]
 ORDERS = ("alternate", "fixed")
 
 
+@family
 class Autoregressive(Flow):
     r"""Affine autoregressive flow on masked networks: MAF, or IAF with ``inverse=True``.
 
@@ -61,6 +63,7 @@ class Autoregressive(Flow):
         self,
         features: int,
         context: int = 0,
+        *,
         transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
         inverse: bool = False,

@@ -15,7 +15,16 @@ __all__ = ["BASES", "Base", "Normal", "StudentT", "base"]
 
 
 class Base(Distribution):
-    r"""Independent coordinates with density known in closed form; events have shape (D)."""
+    r"""Independent coordinates with density known in closed form; events have shape (D).
+
+    Arguments:
+        like: Its last dimension is D; samples have its type and device.
+        batch_shape: (*), of the contexts, for each of which there are samples.
+
+    Example:
+        >>> Normal(torch.zeros(3), Size([5])).sample((2,)).shape
+        torch.Size([2, 5, 3])
+    """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.real, 1)
@@ -45,6 +54,10 @@ class Base(Distribution):
 
 class Normal(Base):
     r"""Standard normal.
+
+    Arguments:
+        like: Its last dimension is D; samples have its type and device.
+        batch_shape: (*), of the contexts.
 
     Example:
         >>> Normal(torch.zeros(2)).log_prob(torch.zeros(2))
@@ -79,6 +92,10 @@ class StudentT(Base):
     r"""Student-t with its own degrees of freedom for each coordinate.
 
     Residual steps have bounded slopes, so the tails of the base are the tails of the model.
+
+    Arguments:
+        df: Degrees of freedom, above 0, shape (D).
+        batch_shape: (*), of the contexts.
 
     Example:
         >>> StudentT(torch.tensor([5.0])).log_prob(torch.zeros(1))
@@ -151,6 +168,10 @@ BASES: dict[str, type[nn.Module]] = {"normal": _NormalModule, "student-t": _Stud
 
 def base(name: str, features: int) -> nn.Module:
     """A module that gives a base distribution.
+
+    Arguments:
+        name: One of :data:`BASES`.
+        features: Number D of variables.
 
     Raises:
         ValueError: if there is no base of that name.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["check_sizes"]
+from quarflow.nn.lipschitz import MAX_COEFF
+
+__all__ = ["check_sigma", "check_sizes"]
 
 
 def check_sizes(
@@ -25,3 +27,13 @@ def check_sizes(
         raise ValueError(
             f"hidden_features must be one or more positive widths, not {tuple(hidden_features)}."
         )
+
+
+def check_sigma(sigma: float) -> None:
+    """Refuse bounds on the norms of layers that do not make a contraction.
+
+    Raises:
+        ValueError: if it is not in (0, 1), or so close to 1 that rounding matters.
+    """
+    if not 0 < sigma <= MAX_COEFF:
+        raise ValueError(f"sigma must be above 0 and at most {MAX_COEFF}, not {sigma}.")

@@ -1,4 +1,4 @@
-r"""Residual steps whose log-det has a closed form: what such flows have in common."""
+r"""Steps of a few parameters each, which a context may move: what such flows have in common."""
 
 from __future__ import annotations
 
@@ -19,11 +19,26 @@ __all__ = ["ClosedForm"]
 
 
 class ClosedForm(Flow):
-    """Steps of a few parameters each, which a small network gives from the context.
+    r"""Steps of a few parameters each, which a small network moves with the context.
 
     Arguments:
+        features: Number D of features.
+        context: Number C of context variables.
+        transforms: Number T of steps.
+        hidden_features: Widths of the network for the context; without context it does not exist.
+        inverse: Whether ``call_and_ladj`` of a step leads from noise to data.
+        base: ``normal``, or ``student-t`` for heavy tails.
         sizes: For each parameter of a step, how many numbers it has.
         spreads: For each parameter, the standard deviation that it starts with.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from quarflow.flows import RadialFlow
+        >>> flow = RadialFlow(3, transforms=4)
+        >>> flow.sizes, flow.free.shape
+        ({'center': 3, 'alpha': 1, 'beta': 1}, torch.Size([4, 5]))
     """
 
     def __init__(

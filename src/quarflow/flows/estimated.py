@@ -12,7 +12,17 @@ __all__ = ["Estimated"]
 
 
 class Estimated(FlowDistribution):
-    """What the distributions of residual flows over vectors and over images have in common."""
+    r"""What the distributions of residual flows over vectors and over images have in common.
+
+    Arguments:
+        transform, base, context_shape, event_shape: As in :class:`FlowDistribution`.
+
+    Example:
+        >>> from quarflow.flows import ResidualFlow
+        >>> mean, error = ResidualFlow(2, transforms=1)().log_prob_and_error(torch.zeros(5, 2))
+        >>> mean.shape, error.shape
+        (torch.Size([5]), torch.Size([5]))
+    """
 
     def log_prob(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Log-density in nats, shape (*): an *estimate*, unless ``logdet="exact"``.

@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from quarflow.flows.actnorm import ActNorms, standardise
+from quarflow.flows.arguments import as_json, bound
 from quarflow.flows.bases import SCALAR, Base
 from quarflow.flows.certificate import StepCertificate, certify
 from quarflow.solvers import InversionError
@@ -35,6 +36,12 @@ class FlowDistribution(Distribution):
         base: Distribution of z.
         context_shape: Batch shape of the context bound in f.
         event_shape: Of x; that of z by default.
+
+    Example:
+        >>> from quarflow.flows import PlanarFlow
+        >>> p = PlanarFlow(2, context=1, transforms=2)(torch.zeros(4, 1))
+        >>> p.sample((3,)).shape, p.log_prob(torch.zeros(4, 2)).shape
+        (torch.Size([3, 4, 2]), torch.Size([4]))
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -124,9 +131,25 @@ class Flow(nn.Module, ABC):
         features: Number D of features.
         context: Number C of context variables.
 
+    Subclasses take all else by name. An argument whose default is a dataclass may also be given
+    as a dict of some of its fields, or as its first field alone.
+
     Attributes:
         arguments: What the flow was made with, as JSON knows it; saved with models.
         base: Module that gives the base distribution.
+
+    Example:
+        >>> from quarflow.transforms import Affine
+        >>> from quarflow.flows.bases import base
+        >>> class Shifted(Flow):
+        ...     def __init__(self, features, context=0):
+        ...         super().__init__(features, context)
+        ...         self.shift = nn.Parameter(torch.ones(features))
+        ...         self.base = base("normal", features)
+        ...     def transforms(self, c):
+        ...         return [Affine(self.shift, torch.zeros(self.features))]
+        >>> Shifted(2)().log_prob(-torch.ones(2))
+        tensor(-1.8379, grad_fn=<AddBackward0>)
     """
 
     arguments: dict[str, Any]
@@ -138,14 +161,10 @@ class Flow(nn.Module, ABC):
 
         @wraps(make)
         def recording(self: Flow, *args: Any, **kwargs: Any) -> None:
-            make(self, *args, **kwargs)
+            given = bound(cls, signature, args, kwargs)
+            make(self, *given.args, **given.kwargs)
             if type(self) is cls:
-                given = signature.bind(*args, **kwargs)
-                given.apply_defaults()
-                self.arguments = {
-                    name: list(value) if isinstance(value, (list, tuple)) else value
-                    for name, value in given.arguments.items()
-                }
+                self.arguments = {k: as_json(v) for k, v in given.arguments.items()}
 
         cls.__init__ = recording  # type: ignore[method-assign]
 

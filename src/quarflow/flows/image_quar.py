@@ -9,17 +9,20 @@ from torch import nn
 
 from quarflow.flows.images import ImageFlow
 from quarflow.flows.quar import ORDERS
+from quarflow.flows.register import family
 from quarflow.nn import ConvBranch
 from quarflow.transforms import QuARStep, Transform
 
 __all__ = ["ImageQuAR"]
 
 
+@family
 class ImageQuAR(ImageFlow):
     r"""Quasi-autoregressive residual flow over images with exact log-density.
 
-    At each scale ``blocks`` steps x + F(x) with F = activation, 3x3, activation, 1x1, activation,
-    3x3, all convolutions causal, and an affine map per channel (ActNorm) before and after each.
+    At each scale ``transforms`` steps x + F(x) with F = activation, 3x3, activation, 1x1,
+    activation, 3x3, all convolutions causal, and an affine map per channel (ActNorm) before and
+    after each.
 
     The paper's own choices are ``norm="center"``, ``order="fixed"``, ``activation="elu"``; the
     defaults do better.
@@ -31,7 +34,7 @@ class ImageQuAR(ImageFlow):
     Arguments:
         shape: (C, H, W).
         scales: How many; the image is squeezed in between.
-        blocks: Residual steps at each scale.
+        transforms: Number T of residual steps at each scale.
         hidden_channels: Width of the hidden layers, rounded up to a multiple of the channels.
         norm: ``dimension`` or ``center`` (abs(d) < sigma), or ``operator`` (Lip(F) < sigma).
         order: ``alternate`` reverses the raster order every other step, ``fixed`` never does.
@@ -51,7 +54,7 @@ class ImageQuAR(ImageFlow):
 
     Example:
         >>> import torch
-        >>> flow = ImageQuAR((1, 8, 8), scales=2, blocks=2, hidden_channels=8)
+        >>> flow = ImageQuAR((1, 8, 8), scales=2, transforms=2, hidden_channels=8)
         >>> flow.bits_per_dim(torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)).shape
         torch.Size([5])
         >>> images, evaluations = flow.sample_images(3)
@@ -62,8 +65,9 @@ class ImageQuAR(ImageFlow):
     def __init__(
         self,
         shape: Sequence[int],
+        *,
         scales: int = 3,
-        blocks: int = 16,
+        transforms: int = 16,
         hidden_channels: int = 512,
         norm: Literal["dimension", "center", "operator"] = "dimension",
         order: Literal["alternate", "fixed"] = "alternate",
@@ -78,16 +82,16 @@ class ImageQuAR(ImageFlow):
         recompute: bool = True,
         implementation: Literal["fused", "paper"] = "fused",
     ) -> None:
-        super().__init__(shape, scales, blocks, factor_out, alpha, base, levels)
+        super().__init__(shape, scales, transforms, factor_out, alpha, base, levels)
         if order not in ORDERS:
             raise ValueError(f"order must be one of {ORDERS}, not {order!r}.")
-        reverse = [order == "alternate" and t % 2 == 1 for t in range(blocks)]
+        reverse = [order == "alternate" and t % 2 == 1 for t in range(transforms)]
         self.branches = nn.ModuleList(
             ConvBranch(
                 size,
                 hidden_channels,
                 reverse,
-                [first_preactivation or t > 0 or s > 0 for t in range(blocks)],
+                [first_preactivation or t > 0 or s > 0 for t in range(transforms)],
                 activation,
                 norm,
                 sigma,

@@ -3,29 +3,45 @@ r"""Residual flows over images."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from quarflow.flows.checks import check_sigma
 from quarflow.flows.estimated import Estimated
 from quarflow.flows.images import ImageDistribution, ImageFlow
+from quarflow.flows.register import family
 from quarflow.nn import LipschitzConvNet
 from quarflow.transforms import LogDet, ResidualStep, Transform
 
 __all__ = ["ImageResidualDistribution", "ImageResidualFlow"]
 
 
+LOGDET = LogDet(memory_saving=True)
+
+
 class ImageResidualDistribution(Estimated, ImageDistribution):
-    r"""The distribution of a residual flow over images, whose log-density is an estimate."""
+    r"""The distribution of a residual flow over images, whose log-density is an estimate.
+
+    Arguments:
+        transform, base, shape: As in :class:`ImageDistribution`.
+
+    Example:
+        >>> p = ImageResidualFlow((1, 4, 4), scales=1, transforms=1, hidden_channels=4)()
+        >>> p.log_prob(torch.rand(5, 1, 4, 4)).shape
+        torch.Size([5])
+    """
 
 
+@family
 class ImageResidualFlow(ImageFlow):
     r"""Residual flow over images: steps x + F(x) with Lip(F) < 1 and dense Jacobians.
 
-    At each scale ``blocks`` steps with F = activation, 3x3, activation, 1x1, activation, 3x3,
-    every convolution of norm at most ``coeff``, and ActNorm before and after each. In training the
-    log-det takes ``train_terms`` terms and a random number more, in evaluation (``flow.eval()``)
+    At each scale ``transforms`` steps with F = activation, 3x3, activation, 1x1, activation, 3x3,
+    every convolution of norm at most ``sigma``, and ActNorm before and after each. In training the
+    log-det takes ``logdet.terms`` terms and a random number more, in evaluation (``flow.eval()``)
     ``eval_terms``. The fully connected steps of the reference are left out, as in the paper.
 
     Reference:
@@ -35,17 +51,13 @@ class ImageResidualFlow(ImageFlow):
     Arguments:
         shape: (C, H, W).
         scales: How many; the image is squeezed in between.
-        blocks: Residual steps at each scale.
+        transforms: Number T of residual steps at each scale.
         hidden_channels: Width of the hidden layers.
         activation: ``lipswish`` (the reference's), ``elu``, ``sin`` or ``tanh``.
-        coeff: Largest norm of each layer, in (0, 1).
-        logdet: ``unbiased``, ``truncated`` or ``exact``; see :class:`quarflow.transforms.LogDet`.
-        train_terms, eval_terms: Terms that are always taken, in training and in evaluation.
-        distribution: Of the number of further terms, ``poisson`` or ``geometric``.
-        rate: Mean number of further terms.
-        probe: ``gaussian`` or ``rademacher``.
-        neumann_gradient: Whether gradients are estimated by the Neumann series.
-        memory_saving: Whether gradients of the log-det are computed in the forward pass already.
+        sigma: Largest norm of each layer, in (0, 1).
+        logdet: How log-dets are computed in training, or its ``mode`` alone: ``unbiased``,
+            ``truncated`` or ``exact``; see :class:`quarflow.transforms.LogDet`.
+        eval_terms: Terms that are always taken in evaluation.
         factor_out: Whether half of the variables are done after each scale.
         alpha: Of the logit: 0.05 for colour images, 1e-6 for MNIST.
         first_preactivation: Whether the very first step starts with an activation.
@@ -56,7 +68,7 @@ class ImageResidualFlow(ImageFlow):
         ValueError: if an argument is out of its range.
 
     Example:
-        >>> flow = ImageResidualFlow((1, 8, 8), scales=2, blocks=2, hidden_channels=8)
+        >>> flow = ImageResidualFlow((1, 8, 8), scales=2, transforms=2, hidden_channels=8)
         >>> flow.bits_per_dim(torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)).shape
         torch.Size([5])
     """
@@ -66,39 +78,31 @@ class ImageResidualFlow(ImageFlow):
     def __init__(
         self,
         shape: Sequence[int],
+        *,
         scales: int = 3,
-        blocks: int = 16,
+        transforms: int = 16,
         hidden_channels: int = 512,
         activation: str = "lipswish",
-        coeff: float = 0.98,
-        logdet: Literal["unbiased", "truncated", "exact"] = "unbiased",
-        train_terms: int = 2,
+        sigma: float = 0.98,
+        logdet: LogDet | Literal["unbiased", "truncated", "exact"] = LOGDET,
         eval_terms: int = 20,
-        distribution: Literal["poisson", "geometric"] = "poisson",
-        rate: float = 2.0,
-        probe: Literal["gaussian", "rademacher"] = "gaussian",
-        neumann_gradient: bool = True,
-        memory_saving: bool = True,
         factor_out: bool = False,
         alpha: float = 0.05,
         first_preactivation: bool = False,
         base: Literal["normal", "student-t"] = "normal",
         levels: int = 256,
     ) -> None:
-        super().__init__(shape, scales, blocks, factor_out, alpha, base, levels)
-        self._logdets = {
-            training: LogDet(
-                logdet, terms, distribution, rate, probe, neumann_gradient, memory_saving
-            )
-            for training, terms in ((True, train_terms), (False, eval_terms))
-        }
+        super().__init__(shape, scales, transforms, factor_out, alpha, base, levels)
+        check_sigma(sigma)
+        assert isinstance(logdet, LogDet)
+        self._logdets = {True: logdet, False: replace(logdet, terms=eval_terms)}
         self.branches = nn.ModuleList(
             LipschitzConvNet(
                 size,
                 hidden_channels,
-                [first_preactivation or t > 0 or s > 0 for t in range(blocks)],
+                [first_preactivation or t > 0 or s > 0 for t in range(transforms)],
                 activation,
-                coeff,
+                sigma,
             )
             for s, size in enumerate(self.shapes)
         )
@@ -123,5 +127,5 @@ class ImageResidualFlow(ImageFlow):
 
     @property
     def largest_slope(self) -> float:
-        """What ``coeff`` and the three layers allow Lip(F) to be."""
-        return float(self.arguments["coeff"] ** 3)
+        """What ``sigma`` and the three layers allow Lip(F) to be."""
+        return float(self.arguments["sigma"] ** 3)

@@ -31,6 +31,11 @@ def scale_shapes(
 ) -> list[tuple[int, int, int]]:
     """(C, H, W) at each scale.
 
+    Arguments:
+        shape: (C, H, W) of the images.
+        scales: How many; the image is squeezed in between.
+        factor_out: Whether half of the variables are done after each scale.
+
     Raises:
         ValueError: if the shape is not that of an image, or cannot be squeezed so often.
 
@@ -53,7 +58,19 @@ def scale_shapes(
 
 
 class ImageDistribution(FlowDistribution):
-    r"""The distribution of images (C, H, W) with pixels in [0, 1]; see :class:`ImageFlow`."""
+    r"""The distribution of images (C, H, W) with pixels in [0, 1]; see :class:`ImageFlow`.
+
+    Arguments:
+        transform: From images (*, C, H, W) to vectors.
+        base: Distribution of the vectors.
+        shape: (C, H, W).
+
+    Example:
+        >>> from quarflow.flows import ImageQuAR
+        >>> p = ImageQuAR((1, 4, 4), scales=1, transforms=1, hidden_channels=4)()
+        >>> p.sample((3,)).shape, p.log_prob(torch.rand(3, 1, 4, 4)).shape
+        (torch.Size([3, 1, 4, 4]), torch.Size([3]))
+    """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.unit_interval, 3)
@@ -94,7 +111,7 @@ class ImageFlow(Flow):
     Arguments:
         shape: (C, H, W).
         scales: How many; the image is squeezed in between.
-        blocks: Residual steps at each scale.
+        transforms: Number T of residual steps at each scale.
         factor_out: Whether half of the variables are done after each scale.
         alpha: Of the logit, in [0, 0.5).
         base: ``normal`` or ``student-t``.
@@ -102,6 +119,12 @@ class ImageFlow(Flow):
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from quarflow.flows import ImageQuAR
+        >>> flow = ImageQuAR((3, 4, 4), scales=2, transforms=1, hidden_channels=12)
+        >>> flow.shapes
+        [(3, 4, 4), (12, 2, 2)]
     """
 
     initialized: Tensor
@@ -111,15 +134,15 @@ class ImageFlow(Flow):
         self,
         shape: Sequence[int],
         scales: int,
-        blocks: int,
+        transforms: int,
         factor_out: bool,
         alpha: float,
         base: str,
         levels: int,
     ) -> None:
         self.shapes = scale_shapes(shape, scales, factor_out)
-        if blocks < 1:
-            raise ValueError(f"blocks must be at least 1, not {blocks}.")
+        if transforms < 1:
+            raise ValueError(f"transforms must be at least 1, not {transforms}.")
         if not 0 <= alpha < 0.5:
             raise ValueError(f"alpha must be at least 0 and below 0.5, not {alpha}.")
         if not 2 <= levels <= 256:
@@ -129,7 +152,7 @@ class ImageFlow(Flow):
         self.alpha, self.levels = alpha, levels
         # The affine map before a scale's first step is the one after the last scale's last.
         self.actnorms = nn.ModuleList(
-            ActNorms(blocks + (s == 0), C, 3, flagged=False)
+            ActNorms(transforms + (s == 0), C, 3, flagged=False)
             for s, (C, _, _) in enumerate(self.shapes)
         )
         self.base = make_base(base, self.features)
@@ -239,7 +262,7 @@ class ImageFlow(Flow):
 
         Returns:
             Images, uint8, (n, C, H, W), and how often each residual step's branch was evaluated
-            for each image, (scales * blocks, n), first step first.
+            for each image, (scales * transforms, n), first step first.
 
         Raises:
             InversionError: if a step could not be inverted.

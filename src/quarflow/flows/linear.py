@@ -12,7 +12,16 @@ __all__ = ["GaussianStart", "LinearMixes"]
 
 
 class LinearMixes(Derived):
-    r"""Invertible linear mixes of a flow, which start as identities; see :class:`LinearLU`."""
+    r"""Invertible linear mixes of a flow, which start as identities; see :class:`LinearLU`.
+
+    Arguments:
+        steps: Number T of mixes.
+        features: Number D of variables.
+
+    Example:
+        >>> LinearMixes(1, 2)()[0](torch.tensor([1.0, 2.0]))
+        tensor([1., 2.], grad_fn=<SqueezeBackward4>)
+    """
 
     position: Tensor
 
@@ -59,6 +68,16 @@ class GaussianStart(nn.Module):
 
     It is found in closed form and not trained: what training adds, the steps add. It starts as
     the identity; :meth:`set` puts a map in, which is saved with the parameters.
+
+    Arguments:
+        features: Number D of variables.
+        context: Number C of context variables.
+
+    Example:
+        >>> start = GaussianStart(2)
+        >>> start.set(torch.eye(2) / 2, torch.ones(2))
+        >>> start()(torch.zeros(2))
+        tensor([1., 1.])
     """
 
     lower: Tensor

@@ -8,11 +8,13 @@ from typing import Literal
 from torch import Tensor
 
 from quarflow.flows.closed_form import ClosedForm
+from quarflow.flows.register import family
 from quarflow.transforms import PlanarStep
 
 __all__ = ["PlanarFlow"]
 
 
+@family
 class PlanarFlow(ClosedForm):
     r"""Planar flow; see :class:`quarflow.transforms.PlanarStep`.
 
@@ -40,6 +42,7 @@ class PlanarFlow(ClosedForm):
         self,
         features: int,
         context: int = 0,
+        *,
         transforms: int = 16,
         hidden_features: Sequence[int] = (64,),
         inverse: bool = False,

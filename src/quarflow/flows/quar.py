@@ -12,6 +12,7 @@ from quarflow.flows.actnorm import ActNorms
 from quarflow.flows.bases import base as make_base
 from quarflow.flows.flow import Flow
 from quarflow.flows.linear import GaussianStart, LinearMixes
+from quarflow.flows.register import family
 from quarflow.nn import Branch
 from quarflow.transforms import Composed, QuARChain, QuARStep, Transform
 
@@ -53,6 +54,7 @@ def sharpness(x: Tensor) -> Tensor:
     return torch.where(std > tiny, held / N * std / (0.399 * shortest.clamp_min(tiny)), 1.0)
 
 
+@family
 class QuAR(Flow):
     r"""Quasi-autoregressive residual flow with exact log-density.
 
@@ -93,6 +95,7 @@ class QuAR(Flow):
         self,
         features: int,
         context: int = 0,
+        *,
         transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
         norm: Literal["dimension", "operator"] = "dimension",

@@ -8,11 +8,13 @@ from typing import Literal
 from torch import Tensor
 
 from quarflow.flows.closed_form import ClosedForm
+from quarflow.flows.register import family
 from quarflow.transforms import RadialStep
 
 __all__ = ["RadialFlow"]
 
 
+@family
 class RadialFlow(ClosedForm):
     r"""Radial flow; see :class:`quarflow.transforms.RadialStep`.
 
@@ -39,6 +41,7 @@ class RadialFlow(ClosedForm):
         self,
         features: int,
         context: int = 0,
+        *,
         transforms: int = 16,
         hidden_features: Sequence[int] = (64,),
         inverse: bool = False,

@@ -3,6 +3,7 @@ r"""Residual flows over vectors."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
@@ -10,13 +11,17 @@ from torch import Tensor
 from quarflow.flows.actnorm import ActNorms
 from quarflow.flows.bases import SCALAR
 from quarflow.flows.bases import base as make_base
-from quarflow.flows.checks import check_sizes
+from quarflow.flows.checks import check_sigma, check_sizes
 from quarflow.flows.estimated import Estimated
 from quarflow.flows.flow import Flow
+from quarflow.flows.register import family
 from quarflow.nn import LipschitzMLP
 from quarflow.transforms import Composed, LogDet, ResidualStep, Transform
 
 __all__ = ["ResidualFlow", "ResidualFlowDistribution"]
+
+
+LOGDET = LogDet()
 
 
 class ResidualFlowDistribution(Estimated):
@@ -36,14 +41,24 @@ class ResidualFlowDistribution(Estimated):
     The estimate of the log-density is unbiased; its exponential, as a density, is not.
 
     See :class:`ResidualFlow`.
+
+    Arguments:
+        transform, base, context_shape, event_shape: As in :class:`FlowDistribution`.
+
+    Example:
+        >>> import torch
+        >>> p = ResidualFlow(2, transforms=2, hidden_features=(8,))()
+        >>> p.log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
 
+@family
 class ResidualFlow(Flow):
     r"""Residual flow: steps x + F(x) with Lip(F) < 1 and dense Jacobians.
 
     ``transforms`` residual steps, with an elementwise affine map before and after each. The
-    log-det is a power series. In training it takes ``train_terms`` terms and a random number
+    log-det is a power series. In training it takes ``logdet.terms`` terms and a random number
     more, in evaluation (``flow.eval()``) ``eval_terms``: the log-densities of the two modes differ
     in their noise when unbiased, and in their bias when truncated.
 
@@ -60,15 +75,11 @@ class ResidualFlow(Flow):
         transforms: Number T of residual steps.
         hidden_features: Widths of the hidden layers.
         activation: ``lipswish`` (the reference's), ``elu``, ``sin`` or ``tanh``.
-        coeff: Largest norm of each layer, in (0, 1): Lip(F) is at most its power to the number
+        sigma: Largest norm of each layer, in (0, 1): Lip(F) is at most its power to the number
             of layers.
-        logdet: ``unbiased``, ``truncated`` or ``exact``; see :class:`quarflow.transforms.LogDet`.
-        train_terms, eval_terms: Terms that are always taken, in training and in evaluation.
-        distribution: Of the number of further terms, ``poisson`` or ``geometric``.
-        rate: Mean number of further terms.
-        probe: ``gaussian`` or ``rademacher``.
-        neumann_gradient: Whether gradients are estimated by the Neumann series.
-        memory_saving: Whether gradients of the log-det are computed in the forward pass already.
+        logdet: How log-dets are computed in training, or its ``mode`` alone: ``unbiased``,
+            ``truncated`` or ``exact``; see :class:`quarflow.transforms.LogDet`.
+        eval_terms: Terms that are always taken in evaluation.
         base: ``normal``, or ``student-t`` for heavy tails.
 
     Raises:
@@ -87,30 +98,22 @@ class ResidualFlow(Flow):
         self,
         features: int,
         context: int = 0,
+        *,
         transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
         activation: str = "lipswish",
-        coeff: float = 0.97,
-        logdet: Literal["unbiased", "truncated", "exact"] = "unbiased",
-        train_terms: int = 2,
+        sigma: float = 0.97,
+        logdet: LogDet | Literal["unbiased", "truncated", "exact"] = LOGDET,
         eval_terms: int = 20,
-        distribution: Literal["poisson", "geometric"] = "poisson",
-        rate: float = 2.0,
-        probe: Literal["gaussian", "rademacher"] = "gaussian",
-        neumann_gradient: bool = True,
-        memory_saving: bool = False,
         base: Literal["normal", "student-t"] = "normal",
     ) -> None:
         super().__init__(features, context)
         check_sizes(features, context, transforms, hidden_features)
-        self._logdets = {
-            training: LogDet(
-                logdet, terms, distribution, rate, probe, neumann_gradient, memory_saving
-            )
-            for training, terms in ((True, train_terms), (False, eval_terms))
-        }
+        check_sigma(sigma)
+        assert isinstance(logdet, LogDet)
+        self._logdets = {True: logdet, False: replace(logdet, terms=eval_terms)}
         self.branches = LipschitzMLP(
-            features, hidden_features, transforms, context, activation, coeff
+            features, hidden_features, transforms, context, activation, sigma
         )
         self.actnorms = ActNorms(transforms + 1, features)
         self.base = make_base(base, features)
@@ -145,8 +148,8 @@ class ResidualFlow(Flow):
 
     @property
     def largest_slope(self) -> float:
-        """What ``coeff`` and the number of layers allow Lip(F) to be."""
-        return float(self.arguments["coeff"] ** len(self.branches.layers))
+        """What ``sigma`` and the number of layers allow Lip(F) to be."""
+        return float(self.arguments["sigma"] ** len(self.branches.layers))
 
     def extra_repr(self) -> str:
         """Options, for printing."""

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from quarflow.flows.closed_form import ClosedForm
+from quarflow.flows.register import family
 from quarflow.nn.draws import normal_
 from quarflow.transforms import SylvesterStep
 
 __all__ = ["SylvesterFlow"]
 
 
+@family
 class SylvesterFlow(ClosedForm):
     r"""Sylvester flow; see :class:`quarflow.transforms.SylvesterStep`.
 
@@ -25,8 +27,8 @@ class SylvesterFlow(ClosedForm):
         features: Number D of features.
         context: Number C of context variables.
         transforms: Number T of steps.
-        ridges: Number M of ridges of a step, at most D; D by default.
         hidden_features: Widths of the network for the context; without context it does not exist.
+        ridges: Number M of ridges of a step, at most D; D by default.
         inverse: Whether the closed form leads from noise to data.
         base: ``normal``, or ``student-t`` for heavy tails.
 
@@ -42,9 +44,10 @@ class SylvesterFlow(ClosedForm):
         self,
         features: int,
         context: int = 0,
+        *,
         transforms: int = 16,
-        ridges: int | None = None,
         hidden_features: Sequence[int] = (64,),
+        ridges: int | None = None,
         inverse: bool = False,
         base: Literal["normal", "student-t"] = "normal",
     ) -> None:

@@ -3,6 +3,7 @@ r"""Masked networks in which an output depends on earlier variables only (MADE).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,27 +43,45 @@ def hidden_degrees(features: int, width: int, context: int) -> Tensor:
 
 
 class MaskedLinear(Derived, StackedLinear):
-    r"""A stack of linear layers in which some connections do not exist.
+    r"""A stack of linear layers in which outputs are not connected to inputs of a higher degree.
 
     Arguments:
-        mask: Which connections exist, boolean, shape (T, out, in).
+        before: Degrees of the inputs in each kind of layer, shape (R, in).
+        after: Degrees of the outputs, shape (R, out).
+        kinds: For each of the T layers, of which kind it is, from 0.
         context: Number of context variables, connected to every output.
         gain: Factor on the first weights.
+        strict: Whether outputs are not connected to inputs of the same degree either.
 
     Example:
-        >>> layer = MaskedLinear(torch.tensor([[[True, False], [True, True]]]))
+        >>> degrees = torch.tensor([[1, 2]])
+        >>> layer = MaskedLinear(degrees, degrees, kinds=[0])
         >>> layer.effective()[0, 0, 1].item()
         0.0
     """
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor, context: int = 0, gain: float = 1.0) -> None:
-        steps, outputs, inputs = mask.shape
-        super().__init__(steps, inputs, outputs, context)
+    def __init__(
+        self,
+        before: Tensor,
+        after: Tensor,
+        kinds: Sequence[int],
+        context: int = 0,
+        gain: float = 1.0,
+        strict: bool = False,
+    ) -> None:
+        shape = (len(kinds), after.shape[1], before.shape[1])
+        inputs = shape[2]
+        super().__init__(shape[0], inputs, shape[1], context)
         # Kept where no move of the module reaches it; the buffer is made of it.
-        self._mask = mask.cpu().numpy()
-        self.register_derived()
+        self._degrees = before.cpu().numpy(), after.cpu().numpy()
+        self._kinds, self._strict = list(kinds), strict
+        mask = torch.empty(shape, dtype=torch.bool, device="meta")
+        if torch.empty(0).is_meta:  # no memory for it: it is counted only, or made when moved
+            self.register_buffer("mask", mask, persistent=False)
+        else:
+            self.register_derived()
         with torch.no_grad():
             # As many connections as there are, not as many as there could be.
             seen = self.mask.sum(-1, keepdim=True).clamp_min(1)
@@ -70,7 +89,10 @@ class MaskedLinear(Derived, StackedLinear):
 
     def derive(self) -> dict[str, Tensor]:
         """The mask."""
-        return {"mask": torch.from_numpy(self._mask)}
+        before, after = (torch.from_numpy(degrees) for degrees in self._degrees)
+        compare = torch.gt if self._strict else torch.ge
+
+        return {"mask": compare(after[:, :, None], before[:, None, :])[self._kinds]}
 
     def effective(self) -> Tensor:
         """Weights with exact zeros where the mask is False, shape (T, out, in)."""
@@ -114,10 +136,12 @@ class MADE(nn.Module):
         self._activation = lookup(activation)
         self.activation = activation
         with torch.device("cpu"):  # values are needed, also of a module built without memory
-            masks = _masks(features, hidden_features, reverse, outputs, bool(context))
-        layers = [MaskedLinear(mask, context) for mask in masks[:-1]]
+            *degrees, last = _degrees(features, hidden_features, reverse, outputs, bool(context))
+        orders = sorted(set(reverse))
+        kinds = [orders.index(r) for r in reverse]
+        layers = [MaskedLinear(a, b, kinds, context) for a, b in pairwise(degrees)]
         # Small at first, so that the flow starts near the identity.
-        layers.append(MaskedLinear(masks[-1], context, gain=0.1))
+        layers.append(MaskedLinear(degrees[-1], last, kinds, context, gain=0.1, strict=True))
         self.layers = nn.ModuleList(layers)
         with torch.no_grad():
             layers[-1].bias.zero_()
@@ -138,16 +162,14 @@ class MADE(nn.Module):
         return f"activation={self.activation!r}"
 
 
-def _masks(
+def _degrees(
     features: int, hidden: Sequence[int], reverse: Sequence[bool], outputs: int, context: bool
 ) -> list[Tensor]:
-    """Which connections of each layer exist, shapes (T, out, in)."""
-    order = torch.stack([input_degrees(features, r) for r in reverse])  # (T, D)
-    before, masks = order, []
-    for width in hidden:
-        degrees = hidden_degrees(features, width, context).expand(len(order), -1)
-        masks.append(degrees[:, :, None] >= before[:, None, :])
-        before = degrees
-    last = order.repeat(1, outputs)
+    """Degrees of inputs, hidden units and outputs; a row for each order that there is."""
+    order = torch.stack([input_degrees(features, r) for r in sorted(set(reverse))])  # (R, D)
+    units = [
+        hidden_degrees(features, width, context).expand(len(order), -1).contiguous()
+        for width in hidden
+    ]
 
-    return [*masks, last[:, :, None] > before[:, None, :]]
+    return [order, *units, order.repeat(1, outputs)]

@@ -8,10 +8,11 @@ from scipy import stats
 
 
 def ks_to_uniform(u: np.ndarray) -> float:
-    """Return the largest gap between the distribution of `u` (N,) and the uniform one on [0, 1].
+    """The largest gap between the distribution of ``u`` (N,) and the uniform one on [0, 1].
 
-    >>> round(ks_to_uniform(np.array([0.25, 0.75])), 3)
-    0.25
+    Example:
+        >>> round(ks_to_uniform(np.array([0.25, 0.75])), 3)
+        0.25
     """
     u = np.sort(u)
     step = np.arange(len(u) + 1) / len(u)
@@ -19,10 +20,11 @@ def ks_to_uniform(u: np.ndarray) -> float:
 
 
 def ks_between(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the largest gap between the distributions of two sets of numbers.
+    """The largest gap between the distributions of two sets of numbers.
 
-    >>> ks_between(np.array([0.0, 1.0]), np.array([5.0, 6.0]))
-    1.0
+    Example:
+        >>> ks_between(np.array([0.0, 1.0]), np.array([5.0, 6.0]))
+        1.0
     """
     a, b = np.sort(a), np.sort(b)
     at = np.concatenate([a, b])
@@ -32,14 +34,14 @@ def ks_between(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ks_by_chance(count: int, other: float = math.inf) -> float:
-    """Return the KS distance that a perfect model exceeds in 1 of 20 draws of `count` rows."""
+    """The KS distance that a perfect model exceeds in 1 of 20 draws of ``count`` rows."""
     return 1.358 * math.sqrt(1 / count + 1 / other)
 
 
 def normal_scores(z: np.ndarray, df: np.ndarray | float | None = None) -> np.ndarray:
-    """Map latents `z` (N, D) to numbers that are standard normal if the model fits.
+    """Map latents ``z`` (N, D) to numbers that are standard normal if the model fits.
 
-    The identity for a normal base (df None). For a Student-t base with `df` degrees of freedom
+    The identity for a normal base (df None). For a Student-t base with ``df`` degrees of freedom
     each coordinate goes through the base's distribution function and back through the normal's,
     from the nearer tail for exactness.
     """
@@ -88,7 +90,7 @@ def calibrate(scores: np.ndarray) -> Calibration:
 
 
 def rank_correlations(values: np.ndarray) -> np.ndarray:
-    """Return the (D, D) Spearman correlations of `values` (N, D); 0 where a column is constant."""
+    """The (D, D) Spearman correlations of ``values`` (N, D); 0 where a column is constant."""
     order = stats.rankdata(values, axis=0)
     order -= order.mean(0)
     length = np.sqrt((order**2).sum(0))
@@ -97,13 +99,14 @@ def rank_correlations(values: np.ndarray) -> np.ndarray:
 
 
 def gaussian_nats(fit: np.ndarray, score: np.ndarray | None = None) -> float | None:
-    """Return mean -log p of a full-covariance Gaussian fitted to `fit`, on `score` or on itself.
+    """Mean -log p of a full-covariance Gaussian fitted to ``fit``, on ``score`` or on itself.
 
     None when the covariance is singular.
 
-    >>> x = np.random.default_rng(0).normal(size=(5000, 2))
-    >>> round(gaussian_nats(x) / 2.84, 1)
-    1.0
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(5000, 2))
+        >>> round(gaussian_nats(x) / 2.84, 1)
+        1.0
     """
     score = fit if score is None else score
     if len(fit) <= fit.shape[1] or len(fit) < 2:
@@ -125,9 +128,10 @@ def gaussian_nats(fit: np.ndarray, score: np.ndarray | None = None) -> float | N
 
 
 def round_trip(x: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Return abs(back - x) / (1 + abs(x)) of rows (N, D), per row the largest: (N,).
+    """abs(back - x) / (1 + abs(x)) of rows (N, D), per row the largest: (N,).
 
-    >>> round_trip(np.array([[1.0, 0.0]]), np.array([[1.5, 0.0]]))
-    array([0.25])
+    Example:
+        >>> round_trip(np.array([[1.0, 0.0]]), np.array([[1.5, 0.0]]))
+        array([0.25])
     """
     return np.asarray((np.abs(back - x) / (1 + np.abs(x))).max(1))

@@ -58,7 +58,7 @@ def training_figure(history: Sequence[dict]) -> Figure:
 
 
 def shown_range(values: np.ndarray, lattice: Lattice = None) -> tuple[float, float]:
-    """Return where to draw one column: its central 99 % and a margin, its full range if close."""
+    """Where to draw one column: its central 99 % and a margin, its full range if close."""
     low, high = (float(edge) for edge in np.quantile(values, [0.005, 0.995]))
     least, most = float(values.min()), float(values.max())
     width = high - low
@@ -71,7 +71,13 @@ def shown_range(values: np.ndarray, lattice: Lattice = None) -> tuple[float, flo
 
 
 def bins_of(low: float, high: float, lattice: Lattice, bins: int = 50) -> np.ndarray:
-    """Return bin edges over [low, high]; of a discrete column, halfway between its values."""
+    """Bin edges over [low, high]; of a discrete column, halfway between its values.
+
+    Arguments:
+        low, high: The range.
+        lattice: (width, origin) of a discrete column, None for a continuous one.
+        bins: How many, about.
+    """
     if lattice:
         width, origin = lattice
         first = np.floor((low - origin) / width) - 0.5
@@ -84,7 +90,13 @@ def bins_of(low: float, high: float, lattice: Lattice, bins: int = 50) -> np.nda
 def draw_marginal(
     panel: Axes, data: np.ndarray | None, samples: np.ndarray | None, lattice: Lattice
 ) -> None:
-    """Draw the histogram of one column: data filled, samples as a line."""
+    """Draw the histogram of one column: data filled, samples as a line.
+
+    Arguments:
+        panel: Where to draw.
+        data, samples: Shape (N,) each, or None.
+        lattice: (width, origin) of a discrete column, None for a continuous one.
+    """
     shown = data if data is not None else samples
     if shown is None:
         return
@@ -116,7 +128,15 @@ def pair_figure(
     points: int = 3000,
     seed: int = 0,
 ) -> Figure:
-    """Draw all pairs of a few columns: data below the diagonal, as many samples above it."""
+    """Draw all pairs of a few columns: data below the diagonal, as many samples above it.
+
+    Arguments:
+        data, samples: Shape (N, D) each.
+        names: Labels of the D columns.
+        lattices: (width, origin) of the discrete columns, None for the others.
+        points: Rows drawn of each, at most.
+        seed: Of which rows.
+    """
     size = data.shape[1]
     lattices = lattices or [None] * size
     rng = np.random.default_rng(seed)
@@ -178,7 +198,13 @@ def marginals_figure(
     names: Sequence[str],
     lattices: Sequence[Lattice],
 ) -> Figure:
-    """Draw a histogram of every column given, (N, D) each: data filled, samples as a line."""
+    """Draw a histogram of every column given, (N, D) each: data filled, samples as a line.
+
+    Arguments:
+        data, samples: Shape (N, D) each, or None.
+        names: Labels of the D columns.
+        lattices: (width, origin) of the discrete columns, None for the others.
+    """
     figure, panels = grid_of(len(names), WIDTH, 1.75)
     for i, panel in enumerate(panels):
         ours = None if data is None else data[:, i]
@@ -199,6 +225,11 @@ def quantile_figure(
     """Draw quantiles of latent coordinates less the normal's: a detrended QQ plot.
 
     A perfect fit is the horizontal line, within the band that chance allows 19 times in 20.
+
+    Arguments:
+        calibration: Of the latents.
+        shown: Which coordinates.
+        names: What they are called.
     """
     figure, panels = grid_of(len(shown), WIDTH, 1.75)
     count = len(calibration.scores)
@@ -230,7 +261,13 @@ def quantile_figure(
 
 @styled
 def pit_figure(calibration: Calibration, shown: Sequence[int], names: Sequence[str]) -> Figure:
-    """Draw histograms of the probability integral transform; a perfect fit is flat at 1."""
+    """Draw histograms of the probability integral transform; a perfect fit is flat at 1.
+
+    Arguments:
+        calibration: Of the latents.
+        shown: Which coordinates.
+        names: What they are called.
+    """
     figure, panels = grid_of(len(shown), WIDTH, 1.6)
     count = len(calibration.scores)
     bins = int(np.clip(count // 50, 5, 25))
@@ -255,7 +292,13 @@ def pit_figure(calibration: Calibration, shown: Sequence[int], names: Sequence[s
 def joint_figure(
     calibration: Calibration, data_scores: np.ndarray, sample_scores: np.ndarray | None
 ) -> Figure:
-    """Draw the squared latent norm against chi-square, and log-densities of data and samples."""
+    """Draw the squared latent norm against chi-square, and log-densities of data and samples.
+
+    Arguments:
+        calibration: Of the latents.
+        data_scores: Log-densities (N,) of rows.
+        sample_scores: Log-densities (N,) of samples, or None.
+    """
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     features = calibration.scores.shape[1]

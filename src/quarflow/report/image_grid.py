@@ -52,7 +52,11 @@ def grid_array(
 def grid_png(
     images: NDArray[np.uint8], levels: int = 256, columns: int | None = None
 ) -> tuple[bytes, int]:
-    """The grid as the bytes of a PNG, enlarged without smoothing, and its width in pixels."""
+    """The grid as the bytes of a PNG, enlarged without smoothing, and its width in pixels.
+
+    Arguments:
+        images, levels, columns: As for ``grid_array``.
+    """
     from PIL import Image
 
     grid = grid_array(images, levels, columns)
@@ -67,5 +71,10 @@ def grid_png(
 def save_grid(
     images: NDArray[np.uint8], path: Path, levels: int = 256, columns: int | None = None
 ) -> None:
-    """Write the grid as a PNG; the file appears whole or not at all."""
+    """Write the grid as a PNG; the file appears whole or not at all.
+
+    Arguments:
+        images, levels, columns: As for ``grid_array``.
+        path: The file; its folder must exist.
+    """
     write_whole(path, grid_png(images, levels, columns)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from quarflow import __version__
+from quarflow._version import __version__
 from quarflow.data.images import Images
 from quarflow.files import write_whole
-from quarflow.image_fitting import Evaluation, ImageModel, evaluate
 from quarflow.report.image_grid import grid_png
 from quarflow.report.model import ReportError
 from quarflow.report.names import readable
@@ -31,8 +31,8 @@ DRAWS = 2
 
 
 def write_image_report(
-    model: ImageModel,
-    path: str | Path,
+    model: Any,
+    path: str | os.PathLike[str],
     images: Images | None = None,
     *,
     title: str = "Image model",
@@ -41,7 +41,7 @@ def write_image_report(
     """Write the report on an image model to one self-contained HTML file.
 
     Arguments:
-        model: A fitted image model.
+        model: A fitted :class:`quarflow.ImageDensity`.
         path: The file to write; its folder must exist.
         images: To compare with; best, images it was not fitted to.
         title: Heading of the page.
@@ -70,10 +70,10 @@ def write_image_report(
     return path
 
 
-def gather(model: ImageModel, images: Images | None, title: str, seed: int) -> dict[str, Any]:
+def gather(model: Any, images: Images | None, title: str, seed: int) -> dict[str, Any]:
     """Everything the template shows."""
-    flow: Any = model.flow
-    levels, (C, H, W) = model.images.levels, model.images.shape
+    flow: Any = model.flow_
+    levels, (C, H, W) = model.images_.levels, model.images_.shape
     device = next(flow.parameters()).device
     samples, evaluations = flow.sample_images(
         SHOWN, generator=torch.Generator(device).manual_seed(seed)
@@ -87,20 +87,20 @@ def gather(model: ImageModel, images: Images | None, title: str, seed: int) -> d
         "width": W,
         "levels": levels,
         "uniform": math.log2(levels),
-        "metrics": model.metrics,
-        "settings": {key: plain(value) for key, value in model.settings.items()},
+        "metrics": model.metrics_,
+        "settings": {key: plain(value) for key, value in model.settings_.items()},
         "samples": _grid(samples.cpu().numpy(), levels),
         "shown": None,
         "extremes": None,
         "measured": 0,
-        "training": _training(model.history) if model.history else None,
+        "training": _training(model.history_) if model.history_ else None,
     }
-    score: Evaluation | None = None
+    score = None
     x = None
     if images is not None:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:SCORED])
         some = images.pick(chosen)
-        score = evaluate(flow, some, draws=DRAWS, seed=seed)
+        score = model.evaluate(some, draws=DRAWS, seed=seed)
         content["shown"] = _grid(
             some.images[np.random.default_rng(seed).permutation(len(some))[:SHOWN]], levels
         )
@@ -126,13 +126,13 @@ def gather(model: ImageModel, images: Images | None, title: str, seed: int) -> d
     return content
 
 
-def _tiles(model: ImageModel, score: Evaluation | None) -> list[dict[str, str]]:
-    valid, counts = model.metrics.get("valid_bits_per_dim"), model.metrics.get("parameters", {})
+def _tiles(model: Any, score: Any) -> list[dict[str, str]]:
+    valid, counts = model.metrics_.get("valid_bits_per_dim"), model.metrics_.get("parameters", {})
     tiles = []
     if score is not None:
         error = "" if score.error is None else f" ± {score.error:.4f}"
-        told = f"bits per dimension of {len(score.bits_per_dim):,} images given; lower is better"
-        tiles.append({"value": f"{score.mean:.4f}{error}", "note": told})
+        note = f"bits per dimension of {len(score.bits_per_dim):,} images given; lower is better"
+        tiles.append({"value": f"{score.mean:.4f}{error}", "note": note})
     if valid is not None:
         tiles.append({"value": f"{valid:.4f}", "note": "bits per dimension on validation images"})
     if counts:
@@ -148,7 +148,7 @@ def _grid(images: np.ndarray, levels: int) -> Picture:
     return Picture("data:image/png;base64," + base64.b64encode(content).decode("ascii"), width)
 
 
-def _extremes(images: Images, score: Evaluation) -> dict[str, Any] | None:
+def _extremes(images: Images, score: Any) -> dict[str, Any] | None:
     """The most and least likely images."""
     if len(images) < 2 * EXTREMES:
         return None

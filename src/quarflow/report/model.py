@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from quarflow.data.finite import check_finite
+from quarflow.data.frames import frame_of
 from quarflow.data.values import is_frame, pick_columns, read_values
 from quarflow.report.calibration import normal_scores
 
@@ -15,7 +17,7 @@ class ReportError(ValueError):
 
 
 class Model:
-    """Wraps a fitted `QuARDensity`: names, context and frames are settled here, once."""
+    """Wraps a fitted ``QuARDensity``: names, context and frames are settled here, once."""
 
     def __init__(self, estimator: Any) -> None:
         if getattr(estimator, "columns_", None) is None:
@@ -37,7 +39,13 @@ class Model:
     # -- what comes in
 
     def rows(self, X: Any, columns: Any, what: str) -> np.ndarray:
-        """Return `X` as float64 (N, D) in the model's column order; frames go by name."""
+        """``X`` as float64 (N, D) in the model's column order; frames go by name.
+
+        Arguments:
+            X: An array or a frame.
+            columns: The ``Columns`` it must have.
+            what: The argument it was, for messages.
+        """
         if is_frame(X):
             missing = [name for name in columns.names if name not in list(X.columns)]
             if missing:
@@ -49,53 +57,52 @@ class Model:
             raise ReportError(f"{what} must have shape (N, {wide}), not {values.shape}.")
         if len(values) == 0:
             raise ReportError(f"{what} has no rows.")
-        if not np.isfinite(values).all():
-            row, column = (int(at) for at in np.argwhere(~np.isfinite(values))[0])
-            raise ReportError(
-                f"{what}: column {columns.names[column]!r} is missing or infinite "
-                f"in row {row + 1}. Leave such rows out."
-            )
+        check_finite(values, columns.names, f"column of {what}", ReportError)
         return values
 
     def framed(self, values: np.ndarray) -> Any:
-        """Return rows the way the estimator was fitted: as a frame if it knows names."""
+        """Rows the way the estimator was fitted: as a frame if it knows names."""
         if not hasattr(self.estimator, "feature_names_in_"):
             return values
-        import polars as pl
-
-        return pl.DataFrame({name: values[:, i] for i, name in enumerate(self.names)})
+        return frame_of(self.names, values)
 
     # -- what comes out
 
     def log_prob(self, values: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-        """Return log-densities (N,) in the data's own units."""
+        """Log-densities (N,) in the data's own units."""
         return np.asarray(self.estimator.score_samples(self.framed(values), context=context))
 
     def sample(self, count: int, seed: int, context: np.ndarray | None) -> np.ndarray:
-        """Return samples (count, D); of a conditional model one for each row of `context`."""
+        """Samples (count, D); of a conditional model one for each row of ``context``.
+
+        Arguments:
+            count: How many.
+            seed: Of the samples.
+            context: Rows (count, C), of a conditional model.
+        """
         if context is None:
             return np.asarray(self.estimator.sample(count, random_state=seed))
         return np.asarray(self.estimator.sample(count, random_state=seed, context=context))
 
     def latents(self, values: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-        """Return z (N, D)."""
+        """Latents z (N, D)."""
         return np.asarray(
             self.estimator.transform(self.framed(values), context=context), dtype=np.float64
         )
 
     def inverse(self, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
-        """Return rows (N, D) for latents."""
+        """Rows (N, D) for latents."""
         return np.asarray(self.estimator.inverse_transform(z, context=context), dtype=np.float64)
 
     def spread_out(self, values: np.ndarray, seed: int) -> np.ndarray:
-        """Return rows with the noise of training on discrete columns, so that latents can fit."""
+        """Rows with the noise of training on discrete columns, so that latents can fit."""
         if not any(self.steps):
             return values
         generator = torch.Generator().manual_seed(seed)
         return np.asarray(self.columns.dequantise(torch.as_tensor(values), generator).numpy())
 
     def normal_scores(self, z: np.ndarray) -> np.ndarray:
-        """Return latents as numbers that are standard normal if the model fits."""
+        """Latents as numbers that are standard normal if the model fits."""
         base = self.estimator.flow_.base
         df = getattr(base() if callable(base) else base, "df", None)
         if isinstance(df, torch.Tensor):
@@ -112,7 +119,7 @@ class Model:
         return None if context is None else self._standard(context, self.context_columns)
 
     def certificate(self, values: np.ndarray | None, context: np.ndarray | None) -> list[dict]:
-        """Return per step: sigma, certified bound, and the largest abs(d) measured on rows."""
+        """Per step: sigma, certified bound, and the largest abs(d) measured on rows."""
         x = None if values is None else self._standard(values, self.columns)
         found = self.estimator.flow_.certificate(x, self._context(context))
         return [
@@ -127,7 +134,7 @@ class Model:
 
     @torch.no_grad()
     def sweeps(self, z: np.ndarray, context: np.ndarray | None) -> list[dict]:
-        """Return per step: the sweeps the solver took and the residual it left, to invert `z`."""
+        """Per step: the sweeps the solver took and the residual it left, to invert ``z``."""
         flow = deepcopy(self.estimator.flow_).double()  # as the estimator samples
         given = self._context(context)
         at = torch.as_tensor(z).to(next(flow.parameters()))

@@ -7,12 +7,13 @@ PLAIN = "\N{REPLACEMENT CHARACTER}"
 
 
 def readable(name: str, limit: int = 60) -> str:
-    """Return `name` on one line, without control characters, shortened in its middle.
+    """``name`` on one line, without control characters, shortened in its middle.
 
-    >>> readable("two\\nlines\\x00")
-    'two lines�'
-    >>> readable("a" * 40, limit=9)
-    'aaaa…aaaa'
+    Example:
+        >>> readable("two\\nlines\\x00")
+        'two lines�'
+        >>> readable("a" * 40, limit=9)
+        'aaaa…aaaa'
     """
     line = " ".join(str(name).split())
     line = "".join(letter if letter.isprintable() else PLAIN for letter in line) or "(no name)"
@@ -23,13 +24,14 @@ def readable(name: str, limit: int = 60) -> str:
 
 
 def labels(names: Sequence[str], limit: int = 22) -> list[str]:
-    """Return one distinct label per column for figures.
+    """One distinct label per column for figures.
 
-    A name that the font of the figures cannot draw becomes `column 3`, and two names that look
+    A name that the font of the figures cannot draw becomes ``column 3``, and two names that look
     alike once shortened get their position appended.
 
-    >>> labels(["mass", "温度"])
-    ['mass', 'column 2']
+    Example:
+        >>> labels(["mass", "温度"])
+        ['mass', 'column 2']
     """
     drawn = drawable()
     result = []
@@ -46,7 +48,7 @@ def labels(names: Sequence[str], limit: int = 22) -> list[str]:
 
 @lru_cache(maxsize=1)
 def drawable() -> frozenset[int]:
-    """Return the code points that the font of the figures has a glyph for."""
+    """The code points that the font of the figures has a glyph for."""
     from matplotlib.font_manager import findfont, get_font
 
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())

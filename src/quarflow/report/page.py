@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quarflow import __version__
+from quarflow._version import __version__
 from quarflow.files import write_whole
 from quarflow.report import figures
 from quarflow.report.calibration import (
@@ -48,7 +48,7 @@ def write_report(
     """Write the report on a fitted estimator to one self-contained HTML file.
 
     Arguments:
-        estimator: A fitted `QuARDensity`.
+        estimator: A fitted ``QuARDensity``.
         path: The file to write; its folder must exist.
         X: Rows to compare the model with, (N, D) or a frame; best, rows it was not fitted to.
             None leaves out what needs them, and the page says so.
@@ -86,7 +86,7 @@ def render(content: dict[str, Any]) -> str:
 
 
 def gather(model: Model, X: Any, context: Any, *, title: str | None, seed: int) -> dict[str, Any]:
-    """Return everything the template shows."""
+    """Everything the template shows."""
     data, given = rows_of(model, X, context, seed)
     content: dict[str, Any] = {
         "title": title or "Density model",
@@ -130,7 +130,7 @@ def gather(model: Model, X: Any, context: Any, *, title: str | None, seed: int) 
 def rows_of(
     model: Model, X: Any, context: Any, seed: int
 ) -> tuple[tuple[np.ndarray, np.ndarray | None] | None, int]:
-    """Return the rows given, checked, with their context; and how many they are."""
+    """The rows given, checked, with their context; and how many they are."""
     if X is None:
         return None, 0
     values = model.rows(X, model.columns, "X")
@@ -151,7 +151,14 @@ def rows_of(
 def samples_of(
     model: Model, data: tuple[np.ndarray, np.ndarray | None] | None, given: int, seed: int
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Draw as many samples as there are rows (within limits), at the rows' own contexts."""
+    """Draw as many samples as there are rows (within limits), at the rows' own contexts.
+
+    Arguments:
+        model: What to sample.
+        data: Rows (N, D) and their context (N, C) or None; None if none were given.
+        given: How many rows.
+        seed: Of the samples.
+    """
     most = SHOWN if len(model.names) <= 50 else 4000  # inverting many columns takes its time
     count = int(np.clip(given, 2000, most)) if data is not None else 2000
     if model.conditional:
@@ -163,19 +170,19 @@ def samples_of(
 
 
 def choice(count: int, limit: int, seed: int) -> np.ndarray:
-    """Return row numbers, in order: all, or `limit` of them drawn without replacement."""
+    """Row numbers, in order: all, or ``limit`` of them drawn without replacement."""
     if count <= limit:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))
 
 
 def pick(rows: np.ndarray | None, at: np.ndarray) -> np.ndarray | None:
-    """Return some rows of what may be absent."""
+    """Some rows of what may be absent."""
     return None if rows is None else rows[at]
 
 
 def training(model: Model) -> dict[str, Any] | None:
-    """Return the training curves, if the model has a history."""
+    """The training curves, if the model has a history."""
     history = [dict(entry) for entry in model.estimator.history_ or []]
     if not history:
         return None
@@ -185,7 +192,7 @@ def training(model: Model) -> dict[str, Any] | None:
 def data_facts(
     model: Model, values: np.ndarray, scores: np.ndarray, given: int, scored: np.ndarray
 ) -> dict[str, Any]:
-    """Return the mean nats of the rows, its standard error, and a Gaussian's."""
+    """The mean nats of the rows, its standard error, and a Gaussian's."""
     finite = scores[np.isfinite(scores)]
     return {
         "nats": float(-finite.mean()) if len(finite) else None,
@@ -200,7 +207,13 @@ def data_facts(
 def comparison(
     model: Model, values: np.ndarray | None, samples: np.ndarray | None, seed: int
 ) -> dict[str, Any]:
-    """Return pictures of data against samples: pairs of the most structured columns, marginals."""
+    """Pictures of data against samples: pairs of the most structured columns, marginals.
+
+    Arguments:
+        model: For names and lattices.
+        values, samples: Shape (N, D) each, or None.
+        seed: Of the rows drawn.
+    """
     names = labels(model.names)
     result: dict[str, Any] = {"pairs": None, "marginals": None}
     compare = None
@@ -262,7 +275,7 @@ def calibration(
     sample_context: np.ndarray | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Return latents against the base: pictures of the worst coordinates, numbers of all."""
+    """Latents against the base: pictures of the worst coordinates, numbers of all."""
     z = model.normal_scores(model.latents(model.spread_out(values, seed), context))
     found: Calibration = calibrate(z)
     worst = sorted(found.worst[:PANELS])
@@ -301,7 +314,14 @@ def calibration(
 def extremes(
     model: Model, values: np.ndarray, scored: np.ndarray, scores: np.ndarray
 ) -> dict[str, Any]:
-    """Return the most and least likely rows in data units, unusual values marked."""
+    """The most and least likely rows in data units, unusual values marked.
+
+    Arguments:
+        model: For names.
+        values: Rows (N, D).
+        scored: Which of them have scores.
+        scores: Their log-densities, as many.
+    """
     order = np.argsort(scores, kind="stable")
     least, most = order[:EXTREMES], order[::-1][:EXTREMES]
     low, high = np.quantile(values, [0.005, 0.995], axis=0)
@@ -343,7 +363,7 @@ def certificate(
     samples: np.ndarray | None,
     context: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Return the certificate, measured on rows or samples, and what inverting samples took."""
+    """The certificate, measured on rows or samples, and what inverting samples took."""
     result: dict[str, Any] = {"inversion": None, "measured": None}
     if data is not None:
         at = choice(len(data[0]), MEASURED, 0)

@@ -10,7 +10,7 @@ BINS = 10
 
 
 def ranks(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return the ranks 0 ... N-1 of each column of `values` (N, D); ties are broken at random."""
+    """The ranks 0 ... N-1 of each column of ``values`` (N, D); ties are broken at random."""
     rng = np.random.default_rng(seed)
     order = np.empty(values.shape, dtype=np.int64)
     for column in range(values.shape[1]):
@@ -21,7 +21,7 @@ def ranks(values: np.ndarray, seed: int = 0) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def gaussian_cells() -> tuple[np.ndarray, np.ndarray]:
-    """Return correlations (R,) and what a Gaussian pair puts in each of BINS x BINS cells (R, B²).
+    """Correlations (R,) and what a Gaussian pair puts in each of BINS x BINS cells (R, B²).
 
     The cells hold one tenth of the rows in each direction, whatever the columns are.
     """
@@ -37,17 +37,18 @@ def gaussian_cells() -> tuple[np.ndarray, np.ndarray]:
 
 
 def structure(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return a symmetric (D, D) matrix, in nats: how far each pair is from a Gaussian copula.
+    """A symmetric (D, D) matrix, in nats: how far each pair is from a Gaussian copula.
 
     The divergence is taken between the pair's rank histogram and that of a Gaussian pair with the
     same rank correlation: 0 means that correlation tells all there is to tell.
 
-    >>> rng = np.random.default_rng(0)
-    >>> angle = rng.random(2000) * 6.28
-    >>> ring = np.stack([np.cos(angle), np.sin(angle), rng.normal(size=2000)], 1)
-    >>> gap = structure(ring)
-    >>> bool(gap[0, 1] > 0.5 and gap[0, 2] < 0.02)
-    True
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> angle = rng.random(2000) * 6.28
+        >>> ring = np.stack([np.cos(angle), np.sin(angle), rng.normal(size=2000)], 1)
+        >>> gap = structure(ring)
+        >>> bool(gap[0, 1] > 0.5 and gap[0, 2] < 0.02)
+        True
     """
     count, features = values.shape
     order = ranks(values, seed)
@@ -70,10 +71,16 @@ def structure(values: np.ndarray, seed: int = 0) -> np.ndarray:
 def most_structured(
     values: np.ndarray, count: int = 5, seed: int = 0, rows: int = 5000
 ) -> list[int]:
-    """Return up to `count` columns of `values` (N, D), picked by `structure`, in column order.
+    """Up to ``count`` columns of ``values`` (N, D), picked by ``structure``, in column order.
 
     Pairs are taken from the furthest from Gaussian on, until their columns are enough; a last
     place that no whole pair fits in goes to the column with the most structure against the rest.
+
+    Arguments:
+        values: Shape (N, D).
+        count: How many columns.
+        seed: Of the rows looked at, and of how ties are broken.
+        rows: How many are looked at, at most.
     """
     features = values.shape[1]
     if features <= count:

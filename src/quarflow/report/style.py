@@ -84,7 +84,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def png(figure: Figure, dpi: int = 160) -> bytes:
-    """Return the figure as the bytes of a PNG."""
+    """The figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
@@ -92,25 +92,37 @@ def png(figure: Figure, dpi: int = 160) -> bytes:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure inside the page: a `data:` address, so that the page needs no other file."""
+    """A figure inside the page: a ``data:`` address, so that the page needs no other file."""
 
     address: str
     width: int  # in the page's pixels, so that text has the same size in every figure
 
 
 def picture(figure: Figure, dpi: int = 160) -> Picture:
-    """Return the figure as it goes into the page."""
+    """The figure as it goes into the page."""
     content = base64.b64encode(png(figure, dpi)).decode("ascii")
     return Picture("data:image/png;base64," + content, round(figure.get_figwidth() * 92))
 
 
 def save_png(figure: Figure, path: Path, dpi: int = 160) -> None:
-    """Write the figure to `path`; the file appears whole or not at all."""
+    """Write the figure to ``path``; the file appears whole or not at all.
+
+    Arguments:
+        figure: What was drawn.
+        path: The file; its folder must exist.
+        dpi: Dots per inch.
+    """
     write_whole(path, png(figure, dpi))
 
 
 def grid_of(count: int, width: float, height: float, across: int = 4) -> tuple[Figure, list[Axes]]:
-    """Return a figure `width` inches wide with `count` panels, each `height` inches high."""
+    """A figure ``width`` inches wide with ``count`` panels, each ``height`` inches high.
+
+    Arguments:
+        count: Panels.
+        width, height: Inches, of the figure and of each panel.
+        across: Panels in a row.
+    """
     columns = min(count, across)
     rows = -(-count // columns)
     # Few panels keep the size they would have in a full row: no giant single histogram.

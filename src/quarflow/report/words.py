@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quarflow.report.model import Model
 from quarflow.report.names import readable
+
+if TYPE_CHECKING:
+    from quarflow.report.model import Model
 
 
 def number(value: Any, digits: int = 4) -> str:
     """Write a number to be read; None is a dash.
 
-    >>> number(19020), number(0.00012345), number(3.0), number(1234567.8)
-    ('19,020', '0.0001234', '3', '1,234,568')
+    Example:
+        >>> number(19020), number(0.00012345), number(3.0), number(1234567.8)
+        ('19,020', '0.0001234', '3', '1,234,568')
     """
     if value is None:
         return "\N{EN DASH}"
@@ -32,8 +35,31 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def duration(seconds: float) -> str:
+    """Write a time to be read.
+
+    >>> duration(4.25), duration(95)
+    ('4.2 s', '1 min 35 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60} s"
+
+
+def nats(value: float | None) -> str:
+    """Say a mean of -log p, with the sign and direction that everything shares.
+
+    >>> nats(4.25)
+    '4.2500 nats per row (-log p, less is better)'
+    >>> nats(None)
+    'unknown'
+    """
+    return "unknown" if value is None else f"{value:.4f} nats per row (-log p, less is better)"
+
+
 def settings_table(model: Model) -> list[dict[str, str]]:
-    """Return every setting, and who chose it."""
+    """Every setting, and who chose it."""
     asked = model.estimator.get_params(deep=False)
     usual = inspect.signature(type(model.estimator)).parameters
     result = []
@@ -60,7 +86,7 @@ def plain(value: Any) -> str:
 
 
 def headline(content: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the few figures that come first."""
+    """The few figures that come first."""
     metrics, data, found = content["metrics"], content["data"], content["calibration"]
     tiles = []
     if data and data["nats"] is not None:

@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
 
 
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether a complete checkpoint lies in the folder."""
+    """Whether a complete checkpoint lies in the folder."""
     return (Path(folder) / FILE).is_file()
 
 
@@ -56,6 +56,11 @@ def write(
     """Write so that at any moment either the old or the new checkpoint is there, whole.
 
     Numbers travel as JSON in the safetensors header: one file, one rename, never a pickle.
+
+    Arguments:
+        folder: Made if it is not there.
+        tensors, counters: The state of the run.
+        identity: What it is a checkpoint of, see ``identity_of``.
 
     Raises:
         OSError: If it cannot be written; the old one is kept.
@@ -109,9 +114,10 @@ def read(
     """Read and check a checkpoint.
 
     Arguments:
-        like: Tensors that must be there, with their shapes and types. `best/...` (with the
-            shapes of `ema/...`) and `good/...` (with those of all the rest) may be there too.
-        identity: What it must be a checkpoint of, see `identity_of`.
+        folder: Where it lies.
+        like: Tensors that must be there, with their shapes and types. ``best/...`` (with the
+            shapes of ``ema/...``) and ``good/...`` (with those of all the rest) may be there too.
+        identity: What it must be a checkpoint of, see ``identity_of``.
 
     Raises:
         CheckpointError: If it is damaged, or of other settings, data, or another flow.
@@ -137,7 +143,7 @@ def read(
         # from JSON text: there strict types still let an object stand for a dataclass
         text = json.dumps(head["counters"])
         counters = TypeAdapter(Counters).validate_json(text, strict=True)
-        told = differences(head["identity"], identity)
+        differing = differences(head["identity"], identity)
     except CheckpointError:
         raise
     except (
@@ -150,9 +156,9 @@ def read(
         ValueError,
     ) as error:
         raise CheckpointError(damaged) from error
-    if told:
+    if differing:
         raise CheckpointError(
-            f"The checkpoint {path} is of another fit: {told}. "
+            f"The checkpoint {path} is of another fit: {differing}. "
             f"Resume with the same arguments and the same data, {AGAIN}."
         )
     _same_tensors(path, tensors, like)
@@ -172,19 +178,10 @@ def _same_tensors(path: Path, found: dict[str, Tensor], like: Mapping[str, Tenso
     if any(name.startswith("good/") for name in found):
         expected |= {"good/" + n: t for n, t in like.items()}
     for name in {**expected, **found}:
-        told = None
-        if name not in found:
-            told = f"has no {name!r}"
-        elif name not in expected:
-            told = f"has {name!r}, which this flow has not"
-        elif found[name].shape != expected[name].shape:
-            now, then = tuple(expected[name].shape), tuple(found[name].shape)
-            told = f"has {name!r} of shape {then}, this flow of {now}"
-        elif found[name].dtype != expected[name].dtype:
-            told = f"has {name!r} as {found[name].dtype}, this flow as {expected[name].dtype}"
-        if told:
+        trouble = _mismatch(name, found.get(name), expected.get(name))
+        if trouble:
             raise CheckpointError(
-                f"The checkpoint {path} is of another flow: it {told}. "
+                f"The checkpoint {path} is of another flow: it {trouble}. "
                 f"Resume with the same flow, {AGAIN}."
             )
     for name, tensor in found.items():
@@ -192,3 +189,17 @@ def _same_tensors(path: Path, found: dict[str, Tensor], like: Mapping[str, Tenso
             raise CheckpointError(
                 f"The checkpoint {path} is damaged, {name!r} is not finite: delete it, {AGAIN}."
             )
+
+
+def _mismatch(name: str, found: Tensor | None, expected: Tensor | None) -> str | None:
+    """What the checkpoint "it" has that the flow has not, or the other way round."""
+    if found is None:
+        return f"has no {name!r}"
+    if expected is None:
+        return f"has {name!r}, which this flow has not"
+    if found.shape != expected.shape:
+        now, then = tuple(expected.shape), tuple(found.shape)
+        return f"has {name!r} of shape {then}, this flow of {now}"
+    if found.dtype != expected.dtype:
+        return f"has {name!r} as {found.dtype}, this flow as {expected.dtype}"
+    return None

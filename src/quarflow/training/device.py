@@ -24,7 +24,7 @@ def choose_device(device: str) -> str:
     """Turn "auto" into "cuda" or "cpu".
 
     Raises:
-        ValueError: If the device is none of "auto", "cpu", "cuda", or CUDA is not to be had.
+        ValueError: If the device is none of "auto", "cpu", "cuda", or there is no CUDA device.
 
     Example:
         >>> choose_device("cpu")
@@ -65,7 +65,7 @@ def own_random(device: str) -> Iterator[None]:
 
 @contextmanager
 def accelerator_on(device: str, precision: str = "float32") -> Iterator[Any]:
-    """Give an `accelerate.Accelerator` on "cpu" or "cuda", alone or under `accelerate launch`.
+    """An ``accelerate.Accelerator`` on "cpu" or "cuda", alone or under ``accelerate launch``.
 
     Accelerate keeps its choice of device for the life of the process, and refuses another one.
     So its state is set aside here, and put back afterwards: a run on the CPU can follow one on

@@ -31,7 +31,7 @@ Kind = Literal[
 class Event:
     """A moment of a run, in the main process.
 
-    `"step"` comes a few times a second, not at each step. When a checkpoint is due at an
+    ``"step"`` comes a few times a second, not at each step. When a checkpoint is due at an
     evaluation, it has been written before that evaluation's event.
 
     Attributes:
@@ -40,7 +40,7 @@ class Event:
         epoch, step, total_steps: Where the run is; epoch counts from 1.
         progress: Used fraction of the budget of steps or of time, 0 to 1.
         seconds: Training time so far, over all resumed parts.
-        seconds_left: Estimate for the budget, None before it can be told.
+        seconds_left: Estimate for the budget, None before there is one.
         rows_per_second: Over all processes, since the last "step" or "evaluation" event.
         learning_rate: Of the last step.
         nats: Mean training nats since the last evaluation, None before the first step.
@@ -91,7 +91,15 @@ class Teller:
         message: str = "",
         record: dict[str, Any] | None = None,
     ) -> None:
-        """Tell where the run is; `done` is the used fraction of its budget."""
+        """Pass an event on to the listener.
+
+        Arguments:
+            kind: What happened.
+            counters: Where the run is.
+            done: The used fraction of its budget.
+            nats: Mean training nats since the last evaluation.
+            message, record: As in ``Event``.
+        """
         step, plan = counters.step, self.plan
         if kind in ("step", "evaluation"):
             passed = max(time.perf_counter() - self.last, 1e-9)

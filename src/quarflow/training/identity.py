@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quarflow._version import __version__
-from quarflow.training.rows import Rows, seeded
+from quarflow.seeds import seeded
+from quarflow.training.rows import Rows
 from quarflow.training.settings import TrainingSettings
 
 __all__ = ["column_digests", "differences", "digest", "identity_of"]
@@ -23,7 +24,7 @@ __all__ = ["column_digests", "differences", "digest", "identity_of"]
 FREE = {"checkpoint_seconds"}
 DIGEST = "sha256:"
 BLOCK = 8192  # rows hashed at a time
-MOST, LONGEST = 4, 80  # differences told, and letters of a value
+MOST, LONGEST = 4, 80  # differences named, and letters of a value
 ABSENT = object()
 
 
@@ -75,10 +76,10 @@ def identity_of(
     given: Mapping[str, Any],
     place: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Give everything that decides what a run is and what it comes to, as JSON knows it.
+    """Everything that decides what a run is and what it comes to, as JSON knows it.
 
     Arguments:
-        flow: Its class, and its `arguments` if it has them, are looked at.
+        flow: Its class, and its ``arguments`` if it has them, are looked at.
         rows: By the words to tell them by.
         settings: All but those that change nothing.
         given: What the caller knows to matter besides: preprocessing, say.
@@ -96,7 +97,7 @@ def identity_of(
 
 
 def _of_rows(rows: Rows) -> dict[str, Any]:
-    """How many, and digests: by the rows' own `identity`, or of all batches with fixed noise."""
+    """How many, and digests: by the rows' own ``identity``, or of all batches with fixed noise."""
     own = getattr(rows, "identity", None)
     if own is not None:
         return {"count": len(rows), **own()}
@@ -119,7 +120,7 @@ def _plain(value: Any) -> Any:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Tell what differs, by name and the plainest first; None if nothing does.
+    """What differs, by name and the plainest first; None if nothing does.
 
     Example:
         >>> differences({"flow": {"sigma": 0.97}}, {"flow": {"sigma": 0.1}})
@@ -132,9 +133,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         for group in {**then, **now}
         for one in _differences(then.get(group, {}), now.get(group, {}), ())
     ]
-    told = [line for _, line in sorted(found, key=lambda one: one[0])]
-    more = [f"and {len(told) - MOST} more"] if len(told) > MOST else []
-    return "; ".join(told[:MOST] + more) or None
+    lines = [line for _, line in sorted(found, key=lambda one: one[0])]
+    more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
+    return "; ".join(lines[:MOST] + more) or None
 
 
 def _differences(
@@ -152,8 +153,8 @@ def _differences(
             yield len(where), f"{called} is gone"
         elif a != b:
             hashed = str(a).startswith(DIGEST) and str(b).startswith(DIGEST)
-            told = "has other values" if hashed else f"was {_short(a)} and is {_short(b)}"
-            yield len(where), f"{called} {told}"
+            how = "has other values" if hashed else f"was {_short(a)} and is {_short(b)}"
+            yield len(where), f"{called} {how}"
 
 
 def _short(value: Any) -> str:

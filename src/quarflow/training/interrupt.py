@@ -11,7 +11,7 @@ __all__ = ["StopSignals"]
 
 
 class StopSignals:
-    """Context in which the first SIGINT or SIGTERM only sets `received`.
+    """Context in which the first SIGINT or SIGTERM only sets ``received``.
 
     On leaving, the handlers that were there before are back and get the signal: by default
     SIGINT raises KeyboardInterrupt and SIGTERM ends the process, after what had to be kept was
@@ -19,10 +19,10 @@ class StopSignals:
 
     A context inside another one shares its signal and leaves passing it on to the outermost.
     Handlers are installed in the main thread only. Signals that the program was started to
-    ignore (`nohup`, a background job) stay ignored.
+    ignore (``nohup``, a background job) stay ignored.
 
     Arguments:
-        deliver: False leaves it to the caller to act on `received` after the context.
+        deliver: False leaves it to the caller to act on ``received`` after the context.
 
     Attributes:
         received: Name of the first signal, None if there was none.

@@ -11,7 +11,6 @@ import torch
 
 from quarflow.training.checkpoint import CheckpointError, clear, has_checkpoint, read, write
 from quarflow.training.learner import Learner
-from quarflow.training.schedule import Plateau
 from quarflow.training.state import Counters
 
 __all__ = ["Keeper"]
@@ -64,20 +63,18 @@ class Keeper:
         wait = max(self.seconds, 20 * self.took) if self.seconds else 0.0
         return time.perf_counter() - self.last >= wait
 
-    def save(self, learner: Learner, plateau: Plateau, counters: Counters) -> str | None:
-        """Write it; give a sentence when that fails, the first time of several in a row."""
+    def save(self, learner: Learner, counters: Counters) -> str | None:
+        """Write it; a sentence when that fails, the first time of several in a row."""
         begun = time.perf_counter()
-        counters.reference, counters.stale = plateau.reference, plateau.stale
-        counters.cuts = plateau.cuts
         counters.train_total, counters.train_steps = float(learner.total), learner.steps
         tensors = learner.saved(with_good=counters.step != counters.good_step)
-        told = None
+        trouble = None
         try:
             write(self.folder, tensors, counters, self.identity)
         except OSError as error:
             if not self.failing:
                 kept = "none so far" if self.kept is None else f"that of step {self.kept}"
-                told = (
+                trouble = (
                     f"The checkpoint of step {counters.step} could not be written to "
                     f"{self.folder} ({error.strerror or error}): training goes on, with {kept} "
                     "to resume from."
@@ -87,16 +84,14 @@ class Keeper:
             self.failing, self.kept = False, counters.step
         self.last = time.perf_counter()
         self.took = self.last - begun
-        return told
+        return trouble
 
-    def take_up(self, learner: Learner, plateau: Plateau, counters: Counters) -> int:
-        """Restore everything from it; give its step."""
+    def take_up(self, learner: Learner, counters: Counters) -> int:
+        """Restore everything from it; its step comes back."""
         found, then = read(self.folder, learner.tensors(), self.identity)
         learner.load(found)
         learner.total.fill_(then.train_total)
         learner.steps = then.train_steps
-        plateau.reference, plateau.stale = then.reference, then.stale
-        plateau.cuts = then.cuts
         vars(counters).update(vars(then))
         self.kept = counters.step
         return counters.step

@@ -9,17 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quarflow.training.rows import Rows, mix, validation_batch
+from quarflow.seeds import mix
+from quarflow.training.adam import adam_tensors, fill_adam, make_adam
+from quarflow.training.ema import Average
+from quarflow.training.rows import Rows, validation_batch
 from quarflow.training.settings import TrainingSettings
-from quarflow.training.state import (
-    Average,
-    adam_tensors,
-    assign,
-    copied,
-    fill_adam,
-    make_adam,
-    module_tensors,
-)
+from quarflow.training.state import assign, copied, module_tensors
 
 __all__ = ["Learner", "NegativeLogLikelihood"]
 
@@ -40,15 +35,15 @@ class Learner:
     """The tensors of a run and what is done to them, step by step.
 
     Arguments:
-        flow: Module with `flow(c).log_prob(x)`; moved to the accelerator's device.
+        flow: Module with ``flow(c).log_prob(x)``; moved to the accelerator's device.
         settings: Clipping, Adam, precision, seed.
-        accelerator: An `accelerate.Accelerator`.
-        first: Gives a first batch for `flow.initialize(x, c)`; None to leave the flow as it is.
+        accelerator: An ``accelerate.Accelerator``.
+        first: Gives a first batch for ``flow.initialize(x, c)``; None to leave the flow as it is.
 
     Attributes:
-        total, steps: Sum and count of the losses since the last `forget`.
-        best: Averaged weights to keep; empty until `note_best`.
-        good: Everything, as it was at the last `note_good`.
+        total, steps: Sum and count of the losses since the last ``forget``.
+        best: Averaged weights to keep; empty until ``note_best``.
+        good: Everything, as it was at the last ``note_good``.
     """
 
     def __init__(
@@ -80,7 +75,7 @@ class Learner:
         self.good = copied(self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give live references to all tensors that change from step to step."""
+        """Live references to all tensors that change from step to step."""
         return {
             **module_tensors(self.flow, "weights/"),
             **module_tensors(self.averaged.module, "ema/"),
@@ -110,7 +105,15 @@ class Learner:
     ) -> bool:
         """Take one step of Adam and of the average.
 
-        Tells whether it was taken: when `late` after the loss, nothing is changed.
+        Arguments:
+            number: Of the step; seeds what the flow draws itself.
+            batch: x (n, features), and c (n, context) or None.
+            rate: Adam's learning rate.
+            decay: That of the average.
+            late: Asked once the loss is known; if so, nothing is changed.
+
+        Returns:
+            Whether the step was taken.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -132,13 +135,13 @@ class Learner:
         return True
 
     def healthy(self) -> bool:
-        """Tell whether all losses and gradients since the last `forget` were finite."""
+        """Whether all losses and gradients since the last ``forget`` were finite."""
         if self.accelerator.num_processes > 1:
             self.total = self.accelerator.reduce(self.total, "mean")
         return math.isfinite(float(self.total))
 
     def mean(self) -> float | None:
-        """Give the mean loss since the last `forget`, None without a step."""
+        """The mean loss since the last ``forget``, None without a step."""
         return float(self.total) / self.steps if self.steps else None
 
     def forget(self) -> None:
@@ -150,9 +153,15 @@ class Learner:
     def validate(
         self, rows: Rows, size: int, late: Callable[[], bool] = bool
     ) -> tuple[float, int, int]:
-        """Score the average: give the mean nats, rows with none that is finite, rows seen.
+        """Score the average on the validation rows.
 
-        When `late`, after at least one batch, the rest of the rows is left out.
+        Arguments:
+            rows: The validation rows.
+            size: Rows scored at a time.
+            late: Asked before each batch but the first; if so, the rest is left out.
+
+        Returns:
+            The mean nats, the number of rows whose nats are not finite, and of rows seen.
         """
         flow = self.averaged.module
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -176,7 +185,7 @@ class Learner:
         assign(self.good, self.tensors())
 
     def go_back(self) -> None:
-        """Restore what `note_good` remembered."""
+        """Restore what ``note_good`` remembered."""
         assign(self.tensors(), self.good)
         self.forget()
 
@@ -206,7 +215,7 @@ class Learner:
                 self.best[name.removeprefix("best/")] = tensor.to(self.device)
 
     def saved(self, with_good: bool) -> dict[str, Tensor]:
-        """Give the tensors of a checkpoint."""
+        """The tensors of a checkpoint."""
         tensors = self.tensors() | {f"best/{name}": t for name, t in self.best.items()}
         if with_good:
             tensors |= {f"good/{name}": t for name, t in self.good.items()}

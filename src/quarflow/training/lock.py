@@ -24,8 +24,8 @@ def locked(folder: str | os.PathLike[str], file: Path | None = None) -> Iterator
     The lock is the operating system's: it goes with the process, however that ends.
 
     Arguments:
-        folder: What to keep to oneself, told in the message.
-        file: The lock itself; by default `lock` inside the folder, which is made for it. What is
+        folder: What to keep to oneself, named in the message.
+        file: The lock itself; by default ``lock`` inside the folder, which is made for it. What is
             made for it and empty in the end is removed.
 
     Raises:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
-import torch
 from torch import nn
 
+from quarflow.training.clock import Clock
 from quarflow.training.device import accelerator_on, choose_device, own_random
 from quarflow.training.events import Kind, Listener, Teller
 from quarflow.training.identity import identity_of
@@ -23,13 +21,14 @@ from quarflow.training.keeper import Keeper
 from quarflow.training.learner import Learner
 from quarflow.training.lock import locked
 from quarflow.training.rows import Plan, Rows, Sampler
-from quarflow.training.schedule import Plateau, cosine, ema_decay, progress, warmup
+from quarflow.training.schedule import Plateau, cosine, ema_decay, warmup
 from quarflow.training.settings import TrainingError, TrainingResult, TrainingSettings
 from quarflow.training.state import Counters
 
 __all__ = ["train"]
 
 RECOVERIES = 3  # steps back before giving up
+QUICK = 5.0  # seconds of an evaluation that a signal may be followed by
 LOSS = "the loss or its gradient was not finite"
 Watch = Callable[[int, nn.Module], None]
 News = list[tuple[Kind, str, dict[str, Any] | None]]
@@ -52,29 +51,30 @@ def train(
     """Fit a flow by maximum likelihood; afterwards it holds the best averaged weights.
 
     Arguments:
-        flow: Module with `flow(c).log_prob(x)`, and perhaps `initialize(x, c)`, which is called
-            once with a first batch. It stays on the device it was trained on.
+        flow: Module with ``flow(c).log_prob(x)``, and perhaps ``initialize(x, c)``, which is
+            called once with a first batch. It stays on the device it was trained on.
         train_rows, valid_rows: The rows to fit and the rows to choose the best weights by.
-        settings: See `TrainingSettings`.
-        device: `"auto"` (CUDA if there is one), `"cpu"` or `"cuda"`.
+        settings: See ``TrainingSettings``.
+        device: ``"auto"`` (CUDA if there is one), ``"cpu"`` or ``"cuda"``.
         checkpoint: Folder for the checkpoint; None for none.
         resume: Go on from the checkpoint, if there is one, to the result of a run that was
             never interrupted. Without it an old checkpoint is deleted.
         identity: What decides the result besides flow, rows and settings: numbers, names, and
             nested mappings of them. A checkpoint of anything else is refused by name. A flow's
-            class and its `arguments`, all settings, and every value of the rows are always
+            class and its ``arguments``, all settings, and every value of the rows are always
             compared.
-        on_event: Called with each `Event`, in the main process.
+        on_event: Called with each ``Event``, in the main process.
         watch: Called after each step with its number and the averaged flow, which it may measure
             but must leave as it is; its time does not count.
-        begun: When it all began, by `time.perf_counter`, if that was before: `minutes` counts
+        begun: When it all began, by ``time.perf_counter``, if that was before: ``minutes`` counts
             from then.
 
-    The first Ctrl-C or SIGTERM stops after the current step and evaluates once more; the
-    checkpoint then holds the run as it was, to go on with, and the flow its best weights. Then
-    the signal goes where it would have gone: KeyboardInterrupt, the end of the process, or a
-    handler of yours. Within a `StopSignals` context it waits for that context's end, and there
-    is a result first, with `interrupted`.
+    The first Ctrl-C or SIGTERM stops after the current step; the checkpoint then holds the run
+    as it was, to go on with, and the flow its best weights. For those it evaluates once more,
+    unless there is a checkpoint, weights to keep were found before, and the last evaluation took
+    more than 5 seconds. Then the signal goes where it would have gone: KeyboardInterrupt, the
+    end of the process, or a handler of yours. Within a ``StopSignals`` context it waits for that
+    context's end, and there is a result first, with ``interrupted``.
 
     Raises:
         TrainingError: If the loss is not finite even after three steps back.
@@ -109,7 +109,7 @@ def train(
 
 
 class _Run:
-    """One call of `train`: the flow, its average, Adam, and where they are."""
+    """One call of ``train``: the flow, its average, Adam, and where they are."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class _Run:
     ) -> None:
         self.flow, self.valid_rows, self.settings = flow, valid_rows, settings
         self.train_rows = train_rows
-        self.accelerator, self.begun = accelerator, begun
+        self.accelerator = accelerator
         self.keeper: Keeper | None = None
         self.world: int = accelerator.num_processes
         self.plan = Plan.of(len(train_rows), settings)
@@ -138,12 +138,12 @@ class _Run:
             train_rows, self.plan, settings.seed, accelerator.process_index, self.world
         )
         self.counters = Counters()
-        self.plateau = Plateau(settings)
+        self.clock = Clock(begun, settings, self.plan, self.counters, accelerator)
+        self.plateau = Plateau(settings, self.counters)
         self.watch: Watch | None = None
         # Looking at a value on CUDA waits for it: there the loss is checked now and then only.
         self.check_every = 1 if accelerator.device.type == "cpu" else 10
         self.early: str | None = None
-        self.last_steps = deque([0.0, 0.0], maxlen=2)  # seconds of the last two
         self.cut_short = ""  # a remark about the last evaluation
 
     def keep_in(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -167,17 +167,17 @@ class _Run:
         )
         resumed_at = None
         if keeper is not None and resuming:
-            resumed_at = keeper.take_up(self.learner, self.plateau, counters)
+            resumed_at = keeper.take_up(self.learner, counters)
         self.accelerator.wait_for_everyone()
         if keeper is not None and not resuming:
             keeper.clear()
-        self.started = self.begun - counters.seconds  # setting up is a part of the time
+        self.clock.resume()
         if self.teller is not None:
             self.teller.begin(counters.step)
         interrupted = False
         if counters.stopped is None:
-            told = "" if not resume else "No checkpoint to resume from: starting from step 0."
-            self.tell("start", f"Resumed at step {resumed_at}." if resuming else told)
+            opening = "" if not resume else "No checkpoint to resume from: starting from step 0."
+            self.tell("start", f"Resumed at step {resumed_at}." if resuming else opening)
             if self.settings.evaluate_start and not resuming:
                 for event in self.evaluate(scheduled=True):
                     self.tell(*event)
@@ -209,42 +209,59 @@ class _Run:
     # -- one step
 
     def loop(self, signals: StopSignals) -> bool:
-        """Train until `counters.stopped` has a reason; tell whether it was a signal."""
+        """Train until ``counters.stopped`` has a reason; whether that was a signal."""
         counters = self.counters
-        while True:
+        while counters.stopped is None:
             self.step()
-            wish = self.agree(signals)
-            reason = self.used_up()
+            wish, over = self.clock.agree(signals), self.clock.used_up()
             scheduled = counters.step % self.plan.evaluate_every == 0
-            if not (scheduled or wish or reason):
-                if counters.step % self.check_every == 0 and not self.learner.healthy():
-                    self.step_back(LOSS)
-                elif self.teller is not None and self.teller.due():
-                    self.tell("step")
-                continue
-            if not self.learner.healthy():
-                self.step_back(LOSS)
-                if not (wish or reason):
-                    continue
-            if wish and not (scheduled or reason):
-                self.save()  # before the evaluation that a run without the signal would not have
-                news = self.evaluate(scheduled=False)
-            else:
-                news = self.evaluate(scheduled)
-                reason = reason or self.early or self.used_up()
-                counters.stopped = reason = reason and reason + self.cut_short
-                if wish or reason or (self.keeper and self.keeper.due()):
-                    self.save()
-            for event in news:  # after the checkpoint: who stops here finds this evaluation in it
-                self.tell(*event)
-            if reason:
-                return False
-            if wish:
+            looks = scheduled or over or wish or counters.step % self.check_every == 0
+            sound = not looks or self.sound()
+            if over or (scheduled and sound):
+                self.take_stock(scheduled, over, save=wish is not None)
+            elif wish:
+                self.look_once_more()
+            elif sound and self.teller is not None and self.teller.due():
+                self.tell("step")
+            if wish and counters.stopped is None:
                 counters.stopped = (
                     f"Interrupted by {wish} at step {counters.step}; the best weights are kept."
                 )
                 self.tell("interrupt", counters.stopped)
                 return True
+        return False
+
+    def sound(self) -> bool:
+        """Whether the losses were finite; if not, the run is back at its last good state."""
+        if self.learner.healthy():
+            return True
+        self.step_back(LOSS)
+        return False
+
+    def take_stock(self, scheduled: bool, over: str | None, save: bool) -> None:
+        """An evaluation that belongs to the run, by its schedule or at its end.
+
+        Arguments:
+            scheduled: Whether it counts for early stopping.
+            over: A sentence, if the budget is used up.
+            save: Whether a checkpoint is written even before it is due.
+        """
+        news = self.evaluate(scheduled)
+        over = over or self.early or self.clock.used_up()
+        if over:
+            self.counters.stopped = over + self.cut_short
+        if save or over or (self.keeper and self.keeper.due()):
+            self.save()
+        for event in news:  # after the checkpoint: who stops here finds this evaluation in it
+            self.tell(*event)
+
+    def look_once_more(self) -> None:
+        """An evaluation that only a signal asks for: after the checkpoint, which is without it."""
+        kept = self.save()
+        quick = self.counters.evaluation_seconds <= QUICK
+        if quick or not kept or self.counters.best is None:
+            for event in self.evaluate(scheduled=False):
+                self.tell(*event)
 
     def step(self) -> None:
         """Take the next step at its rate."""
@@ -252,10 +269,10 @@ class _Run:
         rate = settings.learning_rate * warmup(counters.step, settings.warmup_steps)
         rate *= self.plateau.factor * counters.rate_factor
         if settings.schedule == "cosine":
-            rate *= cosine(self.progress())
+            rate *= cosine(self.clock.progress())
         decay = ema_decay(counters.step, settings.ema)
         begun = time.perf_counter()
-        late = self.late if self.world == 1 else bool  # no process may leave a step alone
+        late = self.clock.late if self.world == 1 else bool  # no process may leave a step alone
         batch = self.sampler.batch(counters.step)
         if self.learner.step(counters.step, batch, rate, decay, late):
             counters.step += 1
@@ -264,73 +281,29 @@ class _Run:
                 looked = time.perf_counter()
                 self.watch(counters.step, self.learner.averaged.module)
                 looked = time.perf_counter() - looked
-                self.started, begun = self.started + looked, begun + looked
-        now = time.perf_counter()
-        counters.seconds = now - self.started
-        self.last_steps.append(now - begun)
-
-    def progress(self) -> float:
-        """Give the used fraction of the budget."""
-        counters = self.counters
-        return progress(
-            counters.step, self.plan.total_steps, counters.seconds, self.settings.minutes
-        )
-
-    def used_up(self) -> str | None:
-        """Give a sentence if the budget of epochs or minutes is used up."""
-        settings, counters = self.settings, self.counters
-        if counters.step >= self.plan.total_steps:
-            return f"Reached max_epochs = {settings.max_epochs}."
-        if settings.minutes is not None:
-            budget = 60 * settings.minutes
-            # another step and the last evaluation have to fit in as well, unless that would
-            # take half of it all; the first step is often slow
-            reserve = min(counters.evaluation_seconds + min(self.last_steps), 0.5 * budget)
-            if counters.seconds + reserve >= budget:
-                return f"Used up its time budget (minutes={settings.minutes:.3g})."
-        return None
-
-    def late(self) -> bool:
-        """Whether the time budget is used up now."""
-        minutes = self.settings.minutes
-        return minutes is not None and time.perf_counter() - self.started >= 60 * minutes
-
-    def agree(self, signals: StopSignals | None = None) -> str | None:
-        """Give the name of a signal that any process got; all go by the slowest one's clock."""
-        received = signals.received if signals is not None else None
-        if self.world == 1:
-            return received
-        counters = self.counters
-        number = 0 if received is None else int(Signals[received])
-        mine = [float(number), counters.seconds, counters.evaluation_seconds, self.last_steps[-1]]
-        sent = torch.tensor([mine], dtype=torch.float64, device=self.accelerator.device)
-        largest = self.accelerator.gather(sent).amax(0).tolist()
-        number, counters.seconds, counters.evaluation_seconds, self.last_steps[-1] = largest
-        if number and signals is not None and signals.received is None:
-            signals.received = Signals(int(number)).name  # all processes end in the same way
-        return Signals(int(number)).name if number else None
+                self.clock.leave_out(looked)
+                begun += looked
+        self.clock.stepped(time.perf_counter() - begun)
 
     # -- evaluations, cuts and steps back
 
     def evaluate(self, scheduled: bool) -> News:
-        """Score the average on the validation rows, and act on it; give the events to tell.
+        """Score the average on the validation rows, and act on it; the events come back.
 
-        Only scheduled evaluations count for early stopping, whose sentence is left in `early`.
+        Only scheduled evaluations count for early stopping, whose sentence is left in ``early``.
         """
         counters, learner, rows = self.counters, self.learner, self.valid_rows
         self.early, self.cut_short = None, ""
         if learner.steps == 0 and counters.history:
             return []  # just stepped back: nothing new
         begun = time.perf_counter()
-        nats, bad, seen = learner.validate(rows, 4 * self.plan.batch_size, self.late)
-        counters.evaluation_seconds = time.perf_counter() - begun
-        counters.seconds = time.perf_counter() - self.started
-        self.agree()
+        nats, bad, seen = learner.validate(rows, 4 * self.plan.batch_size, self.clock.late)
+        self.clock.evaluated(time.perf_counter() - begun)
         if not math.isfinite(nats):
             if not counters.step:
                 return []  # of a start that is no candidate; there is nothing to step back to
-            told = f"{bad} of {len(rows)}" if bad else "all"
-            self.step_back(f"the log-probability of {told} validation rows was not finite")
+            which = f"{bad} of {len(rows)}" if bad else "all"
+            self.step_back(f"the log-probability of {which} validation rows was not finite")
             return []
         if seen < len(rows):
             if counters.history:
@@ -363,17 +336,17 @@ class _Run:
         verdict = self.plateau.update(nats)
         reason = f"no improvement of the validation in {self.settings.patience} evaluations"
         if verdict == "stop":
-            cuts = self.plateau.cuts
+            cuts = self.counters.cuts
             after = "" if not cuts else f" after {cuts} cut{'s'[: cuts > 1]} of the learning rate"
             self.early = f"Stopped early: {reason}{after}."
         if verdict != "cut":
             return []
         self.learner.go_to_best()
-        told = (
+        sentence = (
             f"There was {reason}: back to the best weights (of step {self.counters.best_step}) "
             f"at {self.plateau.factor:.2g} of the learning rate."
         )
-        return [("cut", told, None)]
+        return [("cut", sentence, None)]
 
     def step_back(self, trouble: str) -> None:
         """Restore the last good state at half the rate; the steps that follow are new ones."""
@@ -386,28 +359,34 @@ class _Run:
                 "the data."
             )
         counters.rate_factor *= 0.5
-        told = (
+        sentence = (
             f"At step {counters.step} {trouble}: back to the state of step {counters.good_step}, "
             "going on at half the learning rate."
         )
-        counters.recoveries.append(told)
+        counters.recoveries.append(sentence)
         self.learner.go_back()
-        self.tell("recovery", told)
+        self.tell("recovery", sentence)
 
     # -- checkpoints and events
 
-    def save(self) -> None:
-        """Write the checkpoint, from the main process."""
-        if self.keeper is None or not self.keeper.writes:
-            return
-        trouble = self.keeper.save(self.learner, self.plateau, self.counters)
-        if trouble:
-            self.tell("unsaved", trouble)
-        elif not self.keeper.failing:
-            self.tell("checkpoint")
+    def save(self) -> bool:
+        """Write the checkpoint, from the main process; whether it is there, for all processes."""
+        keeper = self.keeper
+        if keeper is None:
+            return False
+        if keeper.writes:
+            trouble = keeper.save(self.learner, self.counters)
+            if trouble:
+                self.tell("unsaved", trouble)
+            elif not keeper.failing:
+                self.tell("checkpoint")
+        (there,) = self.clock.most([float(keeper.kept == self.counters.step)])
+        return bool(there)
 
     def tell(self, kind: Kind, message: str = "", record: dict[str, Any] | None = None) -> None:
-        """Tell the listener, if there is one."""
+        """Pass an event on to the listener, if there is one."""
         if self.teller is not None:
             nats = record["train_nats"] if record else self.learner.mean()
-            self.teller.tell(kind, self.counters, min(self.progress(), 1.0), nats, message, record)
+            self.teller.tell(
+                kind, self.counters, min(self.clock.progress(), 1.0), nats, message, record
+            )

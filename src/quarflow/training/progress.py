@@ -15,7 +15,7 @@ SPACING, NOTICES = 1 / 12, 4
 
 
 def describe(event: Event) -> str:
-    """Give the numbers of an event in one line.
+    """The numbers of an event in one line.
 
     Example:
         >>> describe(Event("step", "", 3, 250, 1000, 0.25, 12.0, 36.0, 5120.0, 1e-3, 4.5, 4.6))
@@ -39,7 +39,7 @@ def describe(event: Event) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Give a duration as m:ss or h:mm:ss.
+    """A duration as m:ss or h:mm:ss.
 
     Example:
         >>> clock(59.6), clock(3725)
@@ -51,12 +51,12 @@ def clock(seconds: float) -> str:
 
 
 class TrainingProgress:
-    """Context that shows training; pass it, or what it is called with, as `on_event`.
+    """Context that shows training; pass it, or what it is called with, as ``on_event``.
 
     Arguments:
         verbose: False shows nothing, so that the caller needs no two cases.
         also: Another listener to pass each event on to.
-        console: A `rich.console.Console`; default: standard error.
+        console: A ``rich.console.Console``; default: standard error.
 
     Example:
         >>> with TrainingProgress(verbose=False) as progress:

@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from quarflow.seeds import seeded
 from quarflow.training.settings import TrainingSettings
 
-__all__ = ["Plan", "Rows", "Sampler", "mix", "seeded", "validation_batch"]
+__all__ = ["Plan", "Rows", "Sampler", "validation_batch"]
 
 
 class Rows(Protocol):
     """Indexable training data that adds its own noise.
 
-    An optional attribute `device` says where `index` and `generator` should live (default: the
-    CPU); the batch is moved to the training device in any case. An optional `first` says how
+    An optional attribute ``device`` says where ``index`` and ``generator`` should live (default:
+    the CPU); the batch is moved to the training device in any case. An optional ``first`` says how
     many rows the data-dependent initialisation should see (default: 1,024). An optional method
-    `identity()` gives digests of the data by name (default: of all batches), by which a
+    ``identity()`` gives digests of the data by name (default: of all batches), by which a
     checkpoint knows its data again.
     """
 
     def __len__(self) -> int:
-        """Give the number of rows."""
+        """The number of rows."""
         ...
 
     def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Give (x, c) of the rows `index`, shapes (n, features) and (n, context) or None."""
+        """(x, c) of the rows ``index``, shapes (n, features) and (n, context) or None."""
         ...
-
-
-def mix(seed: int, kind: str, *numbers: int) -> int:
-    """Hash to 63 bits, so that neighbouring seeds and steps give unrelated streams.
-
-    Example:
-        >>> mix(0, "noise", 1) != mix(1, "noise", 0)
-        True
-    """
-    text = "/".join([str(seed), kind, *map(str, numbers)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def seeded(
-    seed: int, kind: str, *numbers: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
-    """Give a generator that depends on nothing but the arguments."""
-    return torch.Generator(device=device).manual_seed(mix(seed, kind, *numbers))
 
 
 @dataclass(frozen=True)
@@ -69,7 +51,7 @@ class Plan:
 
     @classmethod
     def of(cls, rows: int, settings: TrainingSettings) -> Plan:
-        """Derive the plan from the number of training rows."""
+        """The plan for so many training rows."""
         batch_size = min(settings.batch_size, rows)
         per_epoch = rows // batch_size
         every = settings.evaluate_every
@@ -84,7 +66,14 @@ class Plan:
 
 
 class Sampler:
-    """The batches of training steps; a process takes its share of each."""
+    """The batches of training steps; a process takes its share of each.
+
+    Arguments:
+        rows: The training rows.
+        plan: How they are cut into steps.
+        seed: Of their order and their noise.
+        rank, world: Number of this process, and how many there are.
+    """
 
     def __init__(self, rows: Rows, plan: Plan, seed: int, rank: int = 0, world: int = 1) -> None:
         self.rows, self.plan, self.seed, self.rank, self.world = rows, plan, seed, rank, world
@@ -93,7 +82,7 @@ class Sampler:
         self._order = torch.empty(0, dtype=torch.long)
 
     def indices(self, step: int) -> Tensor:
-        """Give the rows of this process's share of a step, shape (n,)."""
+        """The rows of this process's share of a step, shape (n,)."""
         epoch, i = divmod(step, self.plan.steps_per_epoch)
         if epoch != self._epoch:  # of the whole epoch, on the CPU: the same on every device
             generator = seeded(self.seed, "order", epoch)
@@ -107,12 +96,12 @@ class Sampler:
         return index[self.rank : even : self.world]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Give (x, c) of this process's share of a step."""
+        """(x, c) of this process's share of a step."""
         noise = seeded(self.seed, "noise", step, self.rank, device=self.device)
         return self.rows.batch(self.indices(step), noise)
 
     def first(self) -> tuple[Tensor, Tensor | None]:
-        """Give the (x, c) for data-dependent initialisation, the same in every process."""
+        """The (x, c) for data-dependent initialisation, the same in every process."""
         least = getattr(self.rows, "first", 1024)
         index = torch.randperm(len(self.rows), generator=seeded(self.seed, "first"))
         index = index[: max(least, self.plan.batch_size)].to(self.device)
@@ -122,9 +111,13 @@ class Sampler:
 def validation_batch(
     rows: Rows, number: int, size: int, seed: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Give the (x, c) of one of the batches of so many validation rows.
+    """The (x, c) of one batch of validation rows, with the same noise at each evaluation.
 
-    The noise is the same at each evaluation, so that they can be compared.
+    Arguments:
+        rows: The validation rows.
+        number: Of the batch, from 0.
+        size: Rows in a batch; the last may have fewer.
+        seed: Of the noise.
     """
     device = torch.device(getattr(rows, "device", "cpu"))
     index = torch.arange(number * size, min((number + 1) * size, len(rows)), device=device)

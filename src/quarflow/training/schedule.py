@@ -6,12 +6,13 @@ import math
 from typing import Literal
 
 from quarflow.training.settings import TrainingSettings
+from quarflow.training.state import Counters
 
 __all__ = ["Plateau", "cosine", "ema_decay", "progress", "warmup"]
 
 
 def warmup(step: int, steps: int) -> float:
-    """Rise linearly from 1 / steps at step 0 to 1.
+    """A factor that rises linearly from 1 / steps at step 0 to 1.
 
     Example:
         >>> [warmup(step, 4) for step in (0, 1, 3, 9)]
@@ -21,7 +22,7 @@ def warmup(step: int, steps: int) -> float:
 
 
 def cosine(done: float) -> float:
-    """Fall from 1 to 0 along half a cosine while `done` goes from 0 to 1.
+    """A factor that falls from 1 to 0 along half a cosine while ``done`` goes from 0 to 1.
 
     Example:
         >>> [round(cosine(done), 3) for done in (0, 0.5, 1, 2)]
@@ -31,7 +32,12 @@ def cosine(done: float) -> float:
 
 
 def progress(step: int, total_steps: int, seconds: float, minutes: float | None) -> float:
-    """Give the used fraction of whichever budget is used most: steps or time.
+    """The used fraction of whichever budget is used most: steps or time.
+
+    Arguments:
+        step, total_steps: Taken, and at most.
+        seconds: Used so far.
+        minutes: Time budget; None for none.
 
     Example:
         >>> progress(10, 100, 30.0, 1.0)
@@ -42,7 +48,7 @@ def progress(step: int, total_steps: int, seconds: float, minutes: float | None)
 
 
 def ema_decay(step: int, decay: float) -> float:
-    """Average over the last tenth of the steps at first, so that the start is soon forgotten.
+    """The decay at a step: at first over the last tenth of the steps, to forget the start.
 
     Example:
         >>> ema_decay(0, 0.999), ema_decay(10**6, 0.999)
@@ -54,35 +60,38 @@ def ema_decay(step: int, decay: float) -> float:
 class Plateau:
     """Counts evaluations without improvement, and says when to cut the rate or stop.
 
+    Arguments:
+        settings: For ``patience``, ``cuts``, ``cut_factor`` and ``min_improvement``.
+        counters: Where the counts are kept, so that a checkpoint has them: ``reference`` (the nats
+            that the next evaluations have to beat), ``stale`` and ``cuts``.
+
     Example:
-        >>> plateau = Plateau(TrainingSettings(patience=2, cuts=1))
+        >>> plateau = Plateau(TrainingSettings(patience=2, cuts=1), Counters())
         >>> [plateau.update(nats) for nats in (5.0, 4.0, 4.1, 4.2, 4.1, 4.1)]
         ['go on', 'go on', 'go on', 'cut', 'go on', 'stop']
         >>> plateau.factor
         0.3
     """
 
-    def __init__(self, settings: TrainingSettings) -> None:
-        self.settings = settings
-        self.reference: float | None = None  # nats that the next evaluations have to beat
-        self.stale = 0
-        self.cuts = 0
+    def __init__(self, settings: TrainingSettings, counters: Counters) -> None:
+        self.settings, self.counters = settings, counters
 
     @property
     def factor(self) -> float:
         """What the cuts so far multiply the learning rate by."""
-        return self.settings.cut_factor**self.cuts
+        return self.settings.cut_factor**self.counters.cuts
 
     def update(self, nats: float) -> Literal["go on", "cut", "stop"]:
-        """Take the next evaluation into account."""
-        if self.reference is None or nats < self.reference - self.settings.min_improvement:
-            self.reference, self.stale = nats, 0
+        """The verdict once the next evaluation is taken into account."""
+        settings, at = self.settings, self.counters
+        if at.reference is None or nats < at.reference - settings.min_improvement:
+            at.reference, at.stale = nats, 0
             return "go on"
-        self.stale += 1
-        if not self.settings.patience or self.stale < self.settings.patience:
+        at.stale += 1
+        if not settings.patience or at.stale < settings.patience:
             return "go on"
-        if self.cuts >= self.settings.cuts:
+        if at.cuts >= settings.cuts:
             return "stop"
-        self.cuts += 1
-        self.stale = 0
+        at.cuts += 1
+        at.stale = 0
         return "cut"

@@ -8,6 +8,16 @@ from typing import Any, Literal
 
 __all__ = ["TrainingError", "TrainingResult", "TrainingSettings"]
 
+WHOLE = {  # the least of each
+    "batch_size": 1,
+    "max_epochs": 1,
+    "warmup_steps": 0,
+    "patience": 0,
+    "cuts": 0,
+    "seed": 0,
+    "evaluate_every": 1,
+}
+OPTIONAL = ("evaluate_every", "minutes", "clip")
 CHOICES = {
     "schedule": ("cosine", "constant"),
     "precision": ("float32", "bf16"),
@@ -27,16 +37,16 @@ class TrainingSettings:
     Arguments:
         batch_size: Rows per step, over all processes together.
         learning_rate: Adam's rate after the warm-up, before schedule and cuts.
-        schedule: `"cosine"` lets the rate fall to 0 over the budget, `"constant"` does not.
+        schedule: ``"cosine"`` lets the rate fall to 0 over the budget, ``"constant"`` does not.
         max_epochs: Passes over the training rows, at most.
         minutes: Time budget, at most; None for no limit. Resumed time counts.
-        warmup_steps: Steps in which the rate rises linearly to `learning_rate`.
+        warmup_steps: Steps in which the rate rises linearly to ``learning_rate``.
         patience: Evaluations without improvement before a cut (or the end); 0 never stops early.
         cuts: How often the rate is cut, from the best weights, before stopping early.
         cut_factor: What a cut multiplies the rate by.
         min_improvement: Nats by which the validation must improve to count as improvement.
         ema: Decay of the averaged weights, which are the ones evaluated and kept; 0 for none.
-            Early on it is less: `min(ema, (1 + n) / (10 + n))` at step n.
+            Early on it is less: ``min(ema, (1 + n) / (10 + n))`` at step n.
         clip: Largest global norm of the gradient; None for no clipping.
         weight_decay: Decoupled, on the networks' weights only (not on biases, scales, theta or
             diagonal blocks).
@@ -46,13 +56,14 @@ class TrainingSettings:
             but never more than 1,000 steps and (in whole epochs) never fewer than 20 apart.
         evaluate_start: Whether the weights before the first step are evaluated as well, as the
             first to keep and to improve on.
-        precision: `"bf16"` runs the training steps (not the evaluations) under autocast.
-        compile: Pass the loss through `torch.compile`.
+        precision: ``"bf16"`` runs the training steps (not the evaluations) under autocast.
+        compile: Pass the loss through ``torch.compile``.
         checkpoint_seconds: Shortest time between two checkpoints, more if writing one is slow;
             0 writes at each evaluation.
-        optimizer: `"adam"`, or `"adamax"`, which has no weight decay.
-        keep: `"best"` keeps the averaged weights that were best on the validation rows, `"last"`
-            those of the last evaluation: for rows that are always new, nothing has to be chosen.
+        optimizer: ``"adam"``, or ``"adamax"``, which has no weight decay.
+        keep: ``"best"`` keeps the averaged weights that were best on the validation rows,
+            ``"last"`` those of the last evaluation: for rows that are always new, nothing has to
+            be chosen.
 
     Raises:
         ValueError: If a value is out of range.
@@ -88,30 +99,12 @@ class TrainingSettings:
     keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("batch_size", 1),
-            ("max_epochs", 1),
-            ("warmup_steps", 0),
-            ("patience", 0),
-            ("cuts", 0),
-            ("seed", 0),
-            ("evaluate_every", 1),
-        ):
-            value = getattr(self, name)
-            if name == "evaluate_every" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        for name, least in WHOLE.items():
+            self._check_whole(name, least)
         for name in ("learning_rate", "minutes", "clip"):
-            value = getattr(self, name)
-            if value is None and name != "learning_rate":
-                continue
-            if not _is_number(value) or value <= 0:
-                raise ValueError(f"{name} must be a number above 0, got {value!r}.")
+            self._check_number(name, zero=False)
         for name in ("weight_decay", "min_improvement", "checkpoint_seconds"):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise ValueError(f"{name} must be a number of at least 0, got {value!r}.")
+            self._check_number(name, zero=True)
         object.__setattr__(self, "betas", tuple(self.betas))
         fractions = {"ema": self.ema, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}
         for name, value in fractions.items():
@@ -122,10 +115,25 @@ class TrainingSettings:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                told = " or ".join(map(repr, choices))
-                raise ValueError(f"{name} must be {told}, got {value!r}.")
+                known = " or ".join(map(repr, choices))
+                raise ValueError(f"{name} must be {known}, got {value!r}.")
         if self.optimizer == "adamax" and self.weight_decay:
             raise ValueError("weight_decay is for optimizer='adam' only: set one of the two.")
+
+    def _check_whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is None and name in OPTIONAL:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+
+    def _check_number(self, name: str, zero: bool) -> None:
+        value = getattr(self, name)
+        if value is None and name in OPTIONAL:
+            return
+        if not _is_number(value) or value < 0 or (value == 0 and not zero):
+            least = "of at least 0" if zero else "above 0"
+            raise ValueError(f"{name} must be a number {least}, got {value!r}.")
 
 
 def _is_number(value: object) -> bool:
@@ -142,7 +150,7 @@ class TrainingResult:
         best: Lowest validation nats, those of the weights that were kept.
         best_step: The step they were reached at.
         stopped: A sentence: why training ended.
-        interrupted: Whether it was ended by a signal, so that `resume` would go on.
+        interrupted: Whether it was ended by a signal, so that ``resume`` would go on.
         steps, seconds: Over all resumed parts together.
         steps_per_epoch, evaluate_every: As derived from the data.
         device: Where it trained.

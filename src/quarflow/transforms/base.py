@@ -29,6 +29,16 @@ class Transform(TorchTransform):
 
     Subclasses give ``call_and_ladj`` and ``inverse_and_ladj``; the rest follows. Both take and
     return shape (*, D), and the ladj has the batch shape (*).
+
+    Example:
+        >>> class Cube(Transform):
+        ...     def call_and_ladj(self, x):
+        ...         return x**3, (3 * x**2).log().sum(-1)
+        ...     def inverse_and_ladj(self, z):
+        ...         x = z ** (1 / 3)
+        ...         return x, -(3 * x**2).log().sum(-1)
+        >>> Cube().inv(torch.tensor([8.0]))
+        tensor([2.])
     """
 
     domain = REALS[1]
@@ -129,7 +139,16 @@ class Transform(TorchTransform):
 
 
 class Inverse(Transform):
-    """The inverse of a transform, itself a transform."""
+    r"""The inverse of a transform, itself a transform.
+
+    Arguments:
+        transform: The bijection x -> z that it inverts.
+
+    Example:
+        >>> from quarflow.transforms import Affine
+        >>> Inverse(Affine(torch.ones(1), torch.zeros(1)))(torch.ones(1))
+        tensor([0.])
+    """
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
@@ -161,8 +180,8 @@ class Inverse(Transform):
 
         Example:
             >>> from quarflow.transforms import Affine
-            >>> flat = Affine(torch.zeros(1), torch.tensor([-10.0]))  # z = exp(-10) x
-            >>> round(float(flat.inv.condition(torch.tensor([1e-6])).log10()))
+            >>> flat = Affine(torch.zeros(1), torch.tensor([-10.0])).to(torch.float64)  # flat
+            >>> round(float(flat.inv.condition(torch.tensor([1e-6]).double()).log10()))
             4
         """
         return self._forward.inverse_and_amplification(z)[1].condition

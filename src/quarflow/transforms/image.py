@@ -23,7 +23,12 @@ __all__ = [
 
 
 class ImageTransform(Transform):
-    """A bijection of images (*, C, H, W); the ladj has shape (*)."""
+    r"""A bijection of images (*, C, H, W); the ladj has shape (*).
+
+    Example:
+        >>> Squeeze().domain.event_dim, Logit(0.05).codomain.event_dim
+        (3, 3)
+    """
 
     domain = REALS[3]
     codomain = REALS[3]

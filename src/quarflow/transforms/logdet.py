@@ -45,6 +45,10 @@ class Draws:
         v: Probes, shape (N, D).
         counts: How many terms of the series each row takes, shape (N).
         weights: Weight of term k at [k - 1]: one over the probability that it is taken.
+
+    Example:
+        >>> Draws(torch.ones(5, 2), torch.full((5,), 3), torch.ones(3)).v.shape
+        torch.Size([5, 2])
     """
 
     v: Tensor

@@ -38,11 +38,18 @@ def among(f: Function, index: Tensor) -> Map:
 
 
 class SolvedStep(Transform):
-    """What steps have in common: rows for the solver, and gradients of its answer.
+    r"""What steps have in common: rows for the solver, and gradients of its answer.
 
     Arguments:
         event_dim: 1 for vectors, shape (*, D), 3 for images, (*, C, H, W).
         solver: Keyword arguments of :func:`quarflow.solvers.solve`, for the inverse.
+
+    Example:
+        >>> from quarflow.flows import QuAR
+        >>> step = QuAR(2, transforms=1).branches.bind()[0]
+        >>> from quarflow.transforms import QuARStep
+        >>> QuARStep(step).solve(torch.zeros(5, 2)).x.shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, event_dim: int, solver: dict[str, Any]) -> None:

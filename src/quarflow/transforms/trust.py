@@ -46,6 +46,13 @@ class Amplification(NamedTuple):
             float32), is amplified in x, relative to 1 + abs(x).
         error: How far x may be off: rounding and the residual left, times that.
         limit: The error that a checked inverse allows, 1e-5 for float32 and 1e-10 for float64.
+
+    Example:
+        >>> from quarflow.transforms import Affine
+        >>> flat = Affine(torch.zeros(1), torch.tensor([-10.0]))  # z = exp(-10) x
+        >>> _, found = flat.inv.with_amplification(torch.tensor([1e-6]))
+        >>> found.condition.shape, found.limit
+        (torch.Size([]), 1e-05)
     """
 
     condition: Tensor

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from quarflow.allocator import keep_freed_memory
 from quarflow.backends.cpu import cache as kept
+from quarflow.backends.cpu.allocator import keep_freed_memory
 
 __all__ = ["library", "status"]
 

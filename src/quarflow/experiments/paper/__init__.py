@@ -1,4 +1,4 @@
-"""The paper's figures and tables as recipes: one small file each, on the frame in `run`.
+"""The paper's figures and tables as recipes: one small file each, on the frame in ``run``.
 
 Reference:
     | Quasi-Autoregressive Residual (QuAR) Flows (Gopal, 2020)

@@ -12,8 +12,8 @@ from torch import Tensor
 from quarflow.data.toys import TOYS, toy
 from quarflow.experiments.paper.fit import Draws
 from quarflow.experiments.paper.run import RecipeError
+from quarflow.seeds import seeded
 from quarflow.training import Rows
-from quarflow.training.rows import seeded
 
 __all__ = ["Data", "data_set"]
 

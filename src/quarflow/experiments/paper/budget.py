@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from quarflow.data.images import Images
+from quarflow.density.rows import FIRST
 from quarflow.experiments.paper.forecast import span
 from quarflow.experiments.paper.run import Run, read_json
 from quarflow.files import write_json
 from quarflow.flows import Flow
-from quarflow.image_fitting import FIRST
 
 __all__ = ["SWEEPS", "Limit", "Plan", "plan_for", "seconds_per_image"]
 

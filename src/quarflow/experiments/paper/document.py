@@ -32,7 +32,10 @@ def document(page: Path) -> list[str]:
 def take(folder: Path, page: Path, name: str | None = None) -> None:
     """Copy the numbers and pictures of a finished recipe to where the page finds them.
 
-    They go by the recipe's name, unless another name is given.
+    Arguments:
+        folder: Of the run.
+        page: The page; results and images lie in folders beside it.
+        name: What they are called there; the recipe's name by default.
 
     Raises:
         RecipeError: if the folder holds no finished recipe.

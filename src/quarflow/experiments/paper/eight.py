@@ -18,7 +18,7 @@ from quarflow.experiments.paper.run import Run
 from quarflow.experiments.step import Step
 from quarflow.experiments.timing import median_seconds
 from quarflow.flows import Autoregressive, Flow, QuAR, ResidualFlow
-from quarflow.training.rows import seeded
+from quarflow.seeds import seeded
 
 __all__ = [
     "FLOOR",
@@ -93,7 +93,15 @@ MODELS = {
 
 
 def train(run: Run, model: Model, steps: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Train and measure one flow: the numbers of a part."""
+    """Train and measure one flow: the numbers of a part.
+
+    Arguments:
+        run: The recipe at work.
+        model: What to train.
+        steps: Updates.
+        seed: Of the start and the draws.
+        folder: Of the part; the weights stay there.
+    """
     x, truth = points(LOOK_POINTS, "look")
 
     def last(flow: Flow) -> dict[str, Any]:
@@ -124,7 +132,7 @@ def trained(model: Model, folder: Path) -> Flow:
 
 def for_evaluation(flow: Flow) -> Flow:
     """The same flow with exact log-determinants, in evaluation mode."""
-    if isinstance(flow, ResidualFlow) and flow.arguments["logdet"] != "exact":
+    if isinstance(flow, ResidualFlow) and flow.logdet.mode != "exact":
         exact = ResidualFlow(**(flow.arguments | {"logdet": "exact"}))
         exact.load_state_dict(flow.state_dict())
         flow = exact
@@ -148,7 +156,13 @@ def points(count: int, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def divergence(flow: Flow, x: Tensor, truth: Tensor) -> tuple[float, float]:
-    """KL from the data to the model in nats over a sample of the data, and its standard error."""
+    """KL from the data to the model in nats over a sample of the data, and its standard error.
+
+    Arguments:
+        flow: The model.
+        x: Draws of the data, shape (N, 2).
+        truth: Their exact log-densities, shape (N).
+    """
     gap = truth - log_density(flow, x)
 
     return gap.mean().item(), gap.std().item() / math.sqrt(len(gap))
@@ -192,7 +206,13 @@ def update_seconds(model: Model, repeats: int = 15) -> float:
 
 @torch.no_grad()
 def score_seconds(flow: Flow, repeats: int = 5, count: int = 10_000) -> float:
-    """Median time of scoring 10,000 points, the way the flow does it by itself."""
+    """Median time of scoring 10,000 points, the way the flow does it by itself.
+
+    Arguments:
+        flow: A trained one.
+        repeats: How often it is timed.
+        count: Points.
+    """
     x = DATA.sample(count, seeded(0, "time"))
     flow = flow.eval()
 

@@ -61,9 +61,9 @@ def _hard() -> Flow:
 
 
 def _soft() -> Flow:
-    coeff = SIGMA ** (1 / (len(HIDDEN) + 1))  # the product over the layers is sigma
+    sigma = SIGMA ** (1 / (len(HIDDEN) + 1))  # the product over the layers is sigma
     return ResidualFlow(
-        1, transforms=1, hidden_features=HIDDEN, activation="elu", coeff=coeff, logdet="exact"
+        1, transforms=1, hidden_features=HIDDEN, activation="elu", sigma=sigma, logdet="exact"
     )
 
 

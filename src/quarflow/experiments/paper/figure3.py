@@ -103,6 +103,11 @@ def _summary(parts: Sequence[Numbers], times: Numbers) -> Numbers:
 def seconds_to(curve: Sequence[Numbers], kl: float, clock: str = "seconds") -> float:
     """Training seconds after which a curve that gets there is first at or below a KL.
 
+    Arguments:
+        curve: What was measured, in order.
+        kl: The KL to get to.
+        clock: Which of its numbers is the time.
+
     Example:
         >>> seconds_to([{"seconds": 1.0, "kl": 0.5}, {"seconds": 2.0, "kl": 0.1}], 0.2)
         2.0
@@ -195,8 +200,8 @@ def _draw(chosen: Sequence[Model], maps: dict[str, np.ndarray], parts: dict[str,
     panels = [("Data", "the truth", truth)]
     for model in chosen:
         found = parts[model.name]
-        told = f"KL {found['kl']:.4f} · sparse error {found['sparse_error'][f'{FLOOR:g}']:.2f}"
-        panels.append((model.title, told, maps[model.name]))
+        caption = f"KL {found['kl']:.4f} · sparse error {found['sparse_error'][f'{FLOOR:g}']:.2f}"
+        panels.append((model.title, caption, maps[model.name]))
     top = -2.0  # the modes are at -1.8
     levels = np.arange(FLOOR, top + 0.1, 1.0)
     with house_style():
@@ -207,13 +212,13 @@ def _draw(chosen: Sequence[Model], maps: dict[str, np.ndarray], parts: dict[str,
         axes = figure.subplots(rows, across, sharex=True, sharey=True, squeeze=False).ravel()
         for panel in axes[len(panels) :]:
             panel.set_axis_off()
-        for panel, (title, told, log_p) in zip(axes, panels, strict=False):
+        for panel, (title, caption, log_p) in zip(axes, panels, strict=False):
             shown = np.clip(log_p, FLOOR, None)
             filled = panel.contourf(side, side, shown, levels, cmap="magma", extend="both")
             panel.contour(
                 side, side, log_p, levels[1::2], colors="white", linewidths=0.4, linestyles="solid"
             )
-            panel.set_title(f"{title}\n{told}", linespacing=1.45)
+            panel.set_title(f"{title}\n{caption}", linespacing=1.45)
             panel.set_aspect("equal")
             panel.grid(visible=False)
         bar = figure.colorbar(filled, ax=list(axes), shrink=0.86, pad=0.01)

@@ -52,10 +52,12 @@ def forecast(whole: str, updates: float, rate: float, minutes: float | None) -> 
         >>> forecast("1,000 updates", 1000, 0.25, None)
         '1,000 updates take about 4.2 minutes at this rate (0.25 s an update).'
     """
-    told = f"{whole} take about {span(rate * updates)} at this rate ({number(rate)} s an update)"
+    sentence = (
+        f"{whole} take about {span(rate * updates)} at this rate ({number(rate)} s an update)"
+    )
     stopped = minutes is not None and 60 * minutes < rate * updates
 
-    return told + (f"; --minutes {minutes:g} will stop it." if stopped else ".")
+    return sentence + (f"; --minutes {minutes:g} will stop it." if stopped else ".")
 
 
 class Progress:

@@ -26,7 +26,7 @@ class Recipe:
     Attributes:
         flow: Its class.
         arguments: Of the flow.
-        training: Arguments of `TrainingSettings`, but for the budget and the seed.
+        training: Arguments of ``TrainingSettings``, but for the budget and the seed.
         flip: Whether training images are mirrored at random.
     """
 
@@ -49,7 +49,7 @@ def recipe_for(dataset: str, model: str, setting: str) -> Recipe:
         528
     """
     arguments = _images(dataset) | (
-        {"scales": 3, "blocks": 16, "hidden_channels": WIDTH[dataset]}
+        {"scales": 3, "transforms": 16, "hidden_channels": WIDTH[dataset]}
         if setting == "paper" or dataset != "digits"
         else BEST_DIGITS
     )
@@ -79,7 +79,7 @@ PAPER_QUAR: dict[str, Any] = {
     "sigma": 0.98,
     "first_preactivation": True,
 }
-RESIDUAL: dict[str, Any] = {"activation": "lipswish", "coeff": 0.98}
+RESIDUAL: dict[str, Any] = {"activation": "lipswish", "sigma": 0.98}
 PAPER_TRAINING: dict[str, Any] = {
     "batch_size": 64,
     "learning_rate": 1e-3,
@@ -99,7 +99,7 @@ BEST_QUAR: dict[str, Any] = {
 }
 BEST_DIGITS: dict[str, Any] = {
     "scales": 3,
-    "blocks": 4,
+    "transforms": 4,
     "hidden_channels": 64,
     "alpha": 1e-3,
 }

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 
+from quarflow.density.image_fit import make_flow
 from quarflow.experiments.memory import Peak
 from quarflow.experiments.paper.run import Numbers, RecipeError
 from quarflow.experiments.step import Step
 from quarflow.flows import Flow
-from quarflow.image_fitting import make_flow
 
 __all__ = ["PRECISIONS", "Workload", "peak_memory"]
 

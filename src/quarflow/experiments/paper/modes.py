@@ -13,7 +13,7 @@ from torch import Tensor
 from quarflow.experiments.paper.eight import DATA, MODELS, Model, train, trained
 from quarflow.experiments.paper.run import Numbers, RecipeError, Run, read_json
 from quarflow.flows import Flow
-from quarflow.training.rows import seeded
+from quarflow.seeds import seeded
 from quarflow.transforms import Affine, Composed
 
 __all__ = ["FIGURES", "modes", "path"]

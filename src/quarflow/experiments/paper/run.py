@@ -1,8 +1,8 @@
 """The frame of every recipe: its folder, its parts, its figures, its numbers and its table.
 
 A recipe trains some models. Each is a *part* with a name: what it finds is kept in
-`DIR/parts/NAME.json` and not computed again when the same command is run again; what it needs to
-go on after it was cut off lies in `DIR/parts/NAME/`.
+``DIR/parts/NAME.json`` and not computed again when the same command is run again; what it needs to
+go on after it was cut off lies in ``DIR/parts/NAME/``.
 """
 
 from __future__ import annotations
@@ -99,15 +99,15 @@ class Run:
         if start.is_file():
             found = read_json(start)
             recipe, then, now = found.get("recipe"), found.get("settings", {}), self.settings
-            told = [f"recipe was {recipe!r}"] if recipe != self.name else []
-            told += [
+            changed = [f"recipe was {recipe!r}"] if recipe != self.name else []
+            changed += [
                 f"{key} was {then.get(key)!r} and is {now.get(key)!r}"
                 for key in {**then, **now}
                 if key not in free and then.get(key) != now.get(key)
             ]
-            if told:
+            if changed:
                 raise RecipeError(
-                    f"{self.folder} holds a run with other settings ({', '.join(told)}). Give "
+                    f"{self.folder} holds a run with other settings ({', '.join(changed)}). Give "
                     "another folder with -o, or the same settings to go on with that run."
                 )
         elif self.folder.is_dir() and any(self.folder.iterdir()):
@@ -158,7 +158,13 @@ class Run:
         return path
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table, and note it for the JSON; names in the first column, then numbers."""
+        """Print a table, and note it for the JSON; names in the first column, then numbers.
+
+        Arguments:
+            title: Above the table.
+            columns: Titles.
+            rows: Cells, row by row.
+        """
         self.tables.append({"title": title, "columns": columns, "rows": rows})
         print_table(self.out, title, columns, rows)
 
@@ -227,6 +233,12 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 def with_error(value: float, error: float | None, digits: int, sign: str = "") -> str:
     """A number and its standard error, as tables show them.
 
+    Arguments:
+        value: The number.
+        error: Its standard error, None or 0 for none.
+        digits: After the point.
+        sign: ``"+"`` shows the sign of a positive number too.
+
     Example:
         >>> with_error(1.25, 0.031, 2), with_error(1.25, None, 1, sign="+")
         ('1.25 ± 0.03', '+1.2')
@@ -237,14 +249,19 @@ def with_error(value: float, error: float | None, digits: int, sign: str = "") -
 def one_of(name: str, values: Iterable[object], choices: Iterable[object]) -> None:
     """Refuse what is no choice.
 
+    Arguments:
+        name: Of the argument.
+        values: What was asked for.
+        choices: What there is.
+
     Raises:
         RecipeError: naming it.
     """
     known = list(choices)
     for value in values:
         if value not in known:
-            told = ", ".join(map(str, known))
-            raise RecipeError(f"{name} must be one of {told}, not {value!r}.")
+            wanted = ", ".join(map(str, known))
+            raise RecipeError(f"{name} must be one of {wanted}, not {value!r}.")
 
 
 def read_json(path: Path) -> Any:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from quarflow.data.image_sets import SETS, load_set
 from quarflow.data.images import Images
+from quarflow.density.image import ImageDensity
+from quarflow.density.image_fit import make_flow
 from quarflow.experiments.paper.budget import SWEEPS, Limit, plan_for, seconds_per_image
 from quarflow.experiments.paper.forecast import Progress
 from quarflow.experiments.paper.image_settings import PUBLISHED, recipe_for
 from quarflow.experiments.paper.run import Numbers, Run, one_of, stop_if, with_error
-from quarflow.image_fitting import ImageModel, evaluate, fit_images, make_flow
-from quarflow.report.image_grid import save_grid
 from quarflow.solvers import InversionError
 from quarflow.training import TrainingSettings, has_checkpoint
 from quarflow.training.device import choose_device
@@ -67,7 +66,7 @@ def table1(
         quiet: Print nothing.
 
     Raises:
-        ValueError: if an argument is out of its range, or the images are not to be had.
+        ValueError: if an argument is out of its range, or the images cannot be loaded.
     """
     one_of("dataset", [dataset], SETS)
     one_of("setting", [setting], ("paper", "best"))
@@ -133,49 +132,50 @@ def _fit(run: Run, model: str, train: Images, device: str, limit: Limit, folder:
     scores = asked["test_images"] * asked["draws"] + SAMPLES * SWEEPS
     plan = plan_for(run, limit, flow, train, scores, folder / "plan.json")
     del flow
-    settings = TrainingSettings(
+    settings = TrainingSettings(  # what a recipe does not name is the trainer's own
         max_epochs=asked["epochs"] or UNLIMITED,
         minutes=plan.minutes,
-        seed=asked["seed"],
         precision=asked["precision"],
         compile=asked["compile"],
         checkpoint_seconds=180,
         **recipe.training,
     )
+    chosen = {**recipe.arguments, **asdict(settings)}
+    chosen = {k: v for k, v in chosen.items() if k not in ("shape", "levels", "seed")}
     epochs = asked["epochs"] or EPOCHS
     part = epochs / settings.max_epochs
     with Progress(run, model, f"{epochs:,} epochs", part, asked["minutes"]) as progress:
-        fitted = fit_images(
-            train,
-            settings,
-            name=recipe.flow,  # type: ignore[arg-type]
-            arguments=recipe.arguments,
+        density = ImageDensity(
+            flow=recipe.flow,
             flip=recipe.flip,
             validation_fraction=plan.validation_fraction,
             first=plan.first,
             device=device,
+            random_state=asked["seed"],
             checkpoint=checkpoint,
             resume=has_checkpoint(checkpoint),
-            on_event=progress,
+            **chosen,
         )
-    stop_if(fitted.metrics["interrupted"], fitted.metrics["stopped"])
-    fitted.save(folder / "model")
+        density.fit(train, on_event=progress)
+    metrics = density.metrics_
+    stop_if(metrics["interrupted"], metrics["stopped"])
+    density.save(folder / "model")
 
-    return {"settings": fitted.settings, "history": fitted.history, **fitted.metrics}
+    return {"settings": density.settings_, "history": density.history_, **metrics}
 
 
-def _trained(run: Run, model: str, device: str) -> ImageModel:
-    return ImageModel.load(run.keep(f"{model}-training") / "model", device)
+def _trained(run: Run, model: str, device: str) -> ImageDensity:
+    return ImageDensity.load(run.keep(f"{model}-training") / "model", device)
 
 
 def _score(run: Run, model: str, test: Images, device: str, limit: Limit, folder: Path) -> Numbers:
     """Bits per dimension of the test images, by the averaged weights."""
-    flow, draws = _trained(run, model, device).flow, run.settings["draws"]
+    density, draws = _trained(run, model, device), run.settings["draws"]
     if limit.minutes is not None:
-        each = draws * seconds_per_image(flow, test) if limit.left() else math.inf
+        each = draws * seconds_per_image(density.flow_, test) if limit.left() else math.inf
         count = limit.count(run, f"{model}: test images", len(test), each, 0.7, least=2)
         test = test.pick(slice(count))
-    score = evaluate(flow, test, draws=draws, seed=run.settings["seed"])
+    score = density.evaluate(test, draws=draws, seed=run.settings["seed"])
 
     return {
         "bits_per_dim": score.mean,
@@ -193,30 +193,25 @@ def _sample(
     count = SAMPLES if limit.left() else limit.count(run, f"{model}: samples", SAMPLES, math.inf)
     if not count:
         return {"samples": 0}
-    fitted = _trained(run, model, device)
-    flow: Any = fitted.flow
+    density = _trained(run, model, device)
     if limit.minutes is not None:
-        each = SWEEPS * seconds_per_image(flow, test)
+        each = SWEEPS * seconds_per_image(density.flow_, test)
         count = limit.count(run, f"{model}: samples", SAMPLES, each)
     if not count:
         return {"samples": 0}
-    home = next(flow.parameters()).device
-    generator = torch.Generator(home).manual_seed(run.settings["seed"])
-    begun = time.perf_counter()
     try:
-        images, evaluations = flow.sample_images(count, generator=generator)
+        drawn = density.draw(count, run.settings["seed"])
     except InversionError as error:
         run.say(f"{model}: no samples, a step could not be inverted: {error}")
         return {"sampling_error": str(error)}
-    seconds = time.perf_counter() - begun
     path = run.folder / f"samples-{model}.png"
-    save_grid(images.cpu().numpy(), path, fitted.images.levels)
+    drawn.write(path)
     run.say(f"wrote {path}")
-    counts = evaluations.double().cpu().numpy()
+    counts = drawn.evaluations.astype(float)
 
     return {
         "samples": count,
-        "sampling_seconds": seconds,
+        "sampling_seconds": drawn.seconds,
         "evaluations_per_step": {
             "median": np.median(counts, axis=1).tolist(),
             "most": counts.max(axis=1).tolist(),

@@ -9,19 +9,19 @@ from typing import Any, Literal
 
 import torch
 
+from quarflow.density.image_fit import make_flow, parameter_counts
 from quarflow.experiments.paper.forecast import WORTH, span
 from quarflow.experiments.paper.measure import PRECISIONS, Workload, peak_memory
 from quarflow.experiments.paper.run import Numbers, RecipeError, Run, one_of
 from quarflow.experiments.timing import in_turn
-from quarflow.image_fitting import make_flow, parameter_counts
 from quarflow.training.device import choose_device
 
 __all__ = ["COLUMNS", "PAPER", "SIZES", "table2"]
 
-# Same width, same blocks. "small" is what two CPU cores do in some minutes.
+# Same width, same steps. "small" is what two CPU cores do in some minutes.
 SIZES: dict[str, dict[str, Any]] = {
-    "paper": {"shape": [3, 32, 32], "scales": 3, "blocks": 16, "hidden_channels": 528},
-    "small": {"shape": [3, 16, 16], "scales": 3, "blocks": 2, "hidden_channels": 96},
+    "paper": {"shape": [3, 32, 32], "scales": 3, "transforms": 16, "hidden_channels": 528},
+    "small": {"shape": [3, 16, 16], "scales": 3, "transforms": 2, "hidden_channels": 96},
 }
 BATCH = {"train": 96, "test": 256}  # the paper's
 TERMS = 20  # of the log-det of a residual flow when testing, as the paper says
@@ -35,7 +35,10 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
 # residual: with the memory reduction and the backward-in-forward that the paper used too.
 # paper's way: dense masked convolutions, two forward evaluations, autograd through both.
 COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "residual": ("ImageResidualFlow", {"memory_saving": True, "neumann_gradient": True}),
+    "residual": (
+        "ImageResidualFlow",
+        {"logdet": {"memory_saving": True, "neumann_gradient": True}},
+    ),
     "quar": ("ImageQuAR", {}),
     "paper's way": (
         "ImageQuAR",
@@ -155,7 +158,7 @@ def _workload(run: Run, phase: Phase, name: str) -> dict[str, Any]:
     asked = run.settings
     arguments = {**SIZES[asked["size"]], **extra}
     if phase == "test" and flow == "ImageResidualFlow":
-        arguments |= {"logdet": "truncated", "eval_terms": TERMS}
+        arguments |= {"logdet": {"mode": "truncated"}, "eval_terms": TERMS}
 
     return {
         "flow": flow,

@@ -18,8 +18,9 @@ TOLERANCE = 1e-5  # of samples
 def default_width(features: int) -> int:
     """Hidden width that the estimator would take: it sets the number of weights of all models.
 
-    >>> default_width(8), default_width(512)
-    (128, 1024)
+    Example:
+        >>> default_width(8), default_width(512)
+        (128, 1024)
     """
     return max(128, 2 * features)
 
@@ -56,7 +57,7 @@ class Contestant:
         prepare: (module, x), once before training.
         after_step: What the library requires after each step of the optimiser.
         width: The width by the number of features, if it is not matched in weights.
-        compiled: Whether the loss goes through `torch.compile`.
+        compiled: Whether the loss goes through ``torch.compile``.
     """
 
     name: str

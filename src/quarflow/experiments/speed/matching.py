@@ -20,11 +20,13 @@ class CannotMatch(ValueError):
 def existing_weights(module: nn.Module) -> int:
     """Numbers that training can change anything with: masked-out weights do not exist.
 
-    A layer with a `mask` of the shape of its `weight` is taken as masked, in every library here.
+    A layer with a ``mask`` of the shape of its ``weight`` is taken as masked, in every library.
 
-    >>> from quarflow.nn.made import MADE
-    >>> existing_weights(MADE(3, (4,), reverse=[False], outputs=2))  # 18 of 36 weights, 10 biases
-    28
+    Example:
+        >>> from quarflow.nn.made import MADE
+        >>> made = MADE(3, (4,), reverse=[False], outputs=2)  # 18 of 36 weights, 10 biases
+        >>> existing_weights(made)
+        28
     """
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     for part in module.modules():

@@ -74,6 +74,12 @@ def chosen(
 ) -> list[Contestant]:
     """Those to compare: by name, or all but the compiled ones unless asked for.
 
+    Arguments:
+        contestants: All there are.
+        names: Those asked for; none for the usual ones.
+        compiled: Whether the compiled ones are among the usual ones.
+        scaling: Whether those of a given width are among them, for how time grows with D.
+
     Raises:
         ValueError: if there is none of a name.
 

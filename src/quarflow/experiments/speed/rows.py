@@ -14,9 +14,14 @@ def correlated_rows(rows: int, features: int, seed: int = 0) -> Tensor:
     About D / 2 skewed factors mixed into D columns, bent, with noise; every third column has
     long tails. The columns depend on the seed and D alone, however many rows there are.
 
-    >>> x = correlated_rows(1000, 8)
-    >>> x.shape, bool((torch.corrcoef(x.T).triu(1).abs() > 0.3).any())
-    (torch.Size([1000, 8]), True)
+    Arguments:
+        rows, features: How many.
+        seed: Of the columns and of the rows.
+
+    Example:
+        >>> x = correlated_rows(1000, 8)
+        >>> x.shape, bool((torch.corrcoef(x.T).triu(1).abs() > 0.3).any())
+        (torch.Size([1000, 8]), True)
     """
     shape = torch.Generator().manual_seed(seed)
     factors = features // 2 + 1

@@ -58,8 +58,9 @@ def all_tables(results: Results, wide: bool = True) -> list[Table]:
 def exponent(points: Mapping[float, float]) -> float | None:
     """The exponent a of y = b x^a that fits best in logarithms; None below two points.
 
-    >>> round(exponent({1.0: 2.0, 10.0: 200.0, 100.0: 20000.0}), 3)
-    2.0
+    Example:
+        >>> round(exponent({1.0: 2.0, 10.0: 200.0, 100.0: 20000.0}), 3)
+        2.0
     """
     if len(points) < 2:
         return None
@@ -73,7 +74,15 @@ def exponent(points: Mapping[float, float]) -> float | None:
 def points(
     results: Results, model: str, quantity: str, against: str, at: int
 ) -> dict[float, float]:
-    """Median seconds by features (at a batch) or by batch (at a number of features)."""
+    """Median seconds by features (at a batch) or by batch (at a number of features).
+
+    Arguments:
+        results: Of the whole run.
+        model: Whose.
+        quantity: What was measured.
+        against: ``"features"`` or ``"batch"``.
+        at: The value of the other.
+    """
     other = "batch" if against == "features" else "features"
 
     return {

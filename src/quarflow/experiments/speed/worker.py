@@ -44,7 +44,7 @@ class Worker:
         self.subjects: dict[str, Subject] = {}
 
     def do(self, command: dict[str, Any]) -> Any:
-        """The answer to one command: its method's name is in `do`, its arguments are the rest."""
+        """The answer to one command: its method's name is in ``do``, the rest are arguments."""
         arguments = dict(command)
         return getattr(self, f"do_{arguments.pop('do')}")(**arguments)
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform as TorchTransform
 
+from quarflow.data.columns import Columns
 from quarflow.flows.bases import SCALAR
 from quarflow.flows.flow import Flow, FlowDistribution
 from quarflow.transforms import Composed, Transform, call_and_ladj
 
-__all__ = ["DataUnits"]
+__all__ = ["DataUnits", "data_units"]
 
 Measure = Callable[[Tensor], Tensor] | None
 
@@ -91,3 +92,12 @@ class DataUnits(nn.Module):
             c = self.context_columns(c).to(self.dtype)
 
         return self.flow.initialize(self.columns(x).to(self.dtype), c)
+
+
+def data_units(flow: Flow, columns: Columns, context: Columns | None) -> DataUnits:
+    """The flow with the preprocessing of columns and context in front of it."""
+    given, cells = None if context is None else context.transform(), columns.cells()
+
+    return DataUnits(
+        flow, columns.transform(), given, cells.log_measure if cells.discrete else None
+    )

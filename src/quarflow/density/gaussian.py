@@ -61,9 +61,12 @@ def gaussians(x: Array, c: Array | None = None) -> Iterator[Gaussian]:
     """
     n, D = x.shape
     mean, slope = _regression(x, c)
+    if c is None:
+        mean = _settled(mean, 0.0, x.std(0) / math.sqrt(n), n)
     left = x - mean if c is None else x - mean - c @ slope.T
     scale = np.sqrt((left * left).mean(0) + 1e-12)
     left /= scale
+    scale = _settled(scale, 1.0, math.sqrt(0.5 / n), n)
 
     def standard(kind: str, matrix: Array) -> Gaussian:
         matrix = matrix / scale
@@ -77,6 +80,14 @@ def gaussians(x: Array, c: Array | None = None) -> Iterator[Gaussian]:
         factors = _factors(correlation, n)
         if factors is not None:
             yield standard("factors", _whitening(factors))
+
+
+def _settled(found: Array, usual: float, error: Array | float, rows: int) -> Array:
+    """Estimates, or what standardised columns have, where that is as good (by the BIC).
+
+    Estimating them once more, from fewer rows than columns were standardised by, adds noise.
+    """
+    return np.where(np.abs(found - usual) < math.sqrt(math.log(rows)) * error, usual, found)
 
 
 def _regression(x: Array, c: Array | None) -> tuple[Array, Array]:

@@ -8,36 +8,75 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
 
 from quarflow.data.columns import Columns
+from quarflow.data.finite import check_finite
 from quarflow.data.values import is_frame, pick_columns, read_values
 
-__all__ = ["check_finite", "context_for", "read_context", "warn_of_new_values"]
+__all__ = [
+    "check_fitted",
+    "check_rows",
+    "check_table",
+    "context_for",
+    "read_context",
+    "seed_of",
+    "warn_of_new_values",
+]
+
+LEAST_ROWS = 4
 
 
-def check_finite(rows: NDArray[np.float64], names: Sequence[str], what: str = "column") -> None:
-    """Refuse NaN and infinite values, by column and row (rows count from 1).
+def check_fitted(density: Any) -> None:
+    """Refuse to use a density before it is fitted.
 
     Raises:
-        ValueError: naming the first such value and how many there are.
+        NotFittedError: which is a ValueError.
+    """
+    if not hasattr(density, "flow_"):
+        name = type(density).__name__
+        raise NotFittedError(f"This {name} is not fitted yet; call fit, or load, first.")
+
+
+def seed_of(random_state: Any) -> int:
+    """A seed: the number given, or one that a RandomState gives, NumPy's own for None.
 
     Example:
-        >>> check_finite(np.array([[1.0], [np.nan]]), ["a"])
-        Traceback (most recent call last):
-        ...
-        ValueError: The column 'a' contains NaN in row 2 (1 missing or infinite value in all); ...
+        >>> seed_of(5)
+        5
     """
-    bad = ~np.isfinite(rows)
-    count = int(bad.sum())
-    if not count:
-        return
-    row, column = np.argwhere(bad)[0]
-    kind = "NaN" if np.isnan(rows[row, column]) else "infinity"
-    name = names[column] if column < len(names) else f"x{column}"
-    raise ValueError(
-        f"The {what} {name!r} contains {kind} in row {row + 1} ({count} missing or infinite "
-        f"value{'s' * (count > 1)} in all); drop or fill such rows first."
-    )
+    if isinstance(random_state, int | np.integer):
+        return int(random_state)
+
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def check_rows(rows: int) -> None:
+    """Refuse to fit to almost nothing.
+
+    Raises:
+        ValueError: for fewer rows than a density needs.
+    """
+    if rows < LEAST_ROWS:
+        raise ValueError(
+            f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
+            f"{'is' if rows == 1 else 'are'} {rows} sample{'s' * (rows > 1)}."
+        )
+
+
+def check_table(values: NDArray[Any]) -> None:
+    """Refuse what has no rows and columns, with the way out.
+
+    Raises:
+        ValueError: for other than two dimensions.
+    """
+    if values.ndim != 2:
+        raise ValueError(
+            f"Expected a 2D array of rows x columns for X, got an array with dim "
+            f"{values.ndim}. Reshape your data: X.reshape(-1, 1) makes a column of it, "
+            "X.reshape(1, -1) a row, X.reshape(len(X), -1) a row of each entry."
+        )
 
 
 def read_context(context: Any, rows: int) -> tuple[NDArray[np.float64], list[str]]:

@@ -3,10 +3,27 @@ r"""Choices made from the data: how wide, how many steps, how long to train."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Defaults", "choose_defaults", "has_few_rows"]
+__all__ = [
+    "IMAGE_TRAINING",
+    "Defaults",
+    "choose_defaults",
+    "has_few_rows",
+    "image_architecture",
+]
 
 FEW_ROWS = 10  # for each column
+NO_LIMIT = 10**6  # epochs, where a time budget is the only limit
+
+# Of images, over the defaults of TrainingSettings.
+IMAGE_TRAINING: dict[str, Any] = {
+    "batch_size": 64,
+    "learning_rate": 3e-3,
+    "clip": 1.0,
+    "ema": 0.998,
+    "checkpoint_seconds": 60.0,
+}
 
 
 @dataclass(frozen=True)
@@ -74,3 +91,25 @@ def choose_defaults(rows: int, features: int, context: int = 0) -> Defaults:
         ema=0.99 if small else 0.998,
         weight_decay=3.0 if few else 1.0 if tiny else 0.3,
     )
+
+
+def image_architecture(shape: tuple[int, int, int], levels: int) -> dict[str, Any]:
+    """Architecture for images of a shape: as many scales as it allows, up to 3, to 4 x 4.
+
+    Example:
+        >>> [image_architecture((1, size, size), 256)["scales"] for size in (7, 8, 28, 32)]
+        [1, 2, 3, 3]
+    """
+    C, H, W = shape
+    scales = 1
+    while scales < 3 and H % 2**scales == W % 2**scales == 0 and min(H, W) >> scales >= 4:
+        scales += 1
+
+    return {
+        "shape": [C, H, W],
+        "scales": scales,
+        "transforms": 4,
+        "hidden_channels": 96,
+        "levels": levels,
+        "alpha": 0.05 if C > 1 else 1e-3,
+    }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quarflow.data.frames import frame_of
 from quarflow.files import write_json
 
 MARK = ".quarflow-demo"  # says that a folder was written by us and may be written again
@@ -28,7 +29,7 @@ def run_demo(
     minutes: tuple[float, float] = (MINUTES_ALL, MINUTES_GAMMA),
     samples: int = 10_000,
 ) -> dict[str, Any]:
-    """Run everything, write it under `output`, and return the figures (also in figures.json).
+    """Run everything, write it under ``output``, and return the figures (also in figures.json).
 
     Arguments:
         output: A new or empty folder, or that of an earlier demo.
@@ -42,7 +43,6 @@ def run_demo(
     """
     folder = _folder(Path(output))
     from quarflow.data.demo import load_magic
-    from quarflow.report import write_report
 
     start = time.perf_counter()
     magic = load_magic()
@@ -68,9 +68,8 @@ def run_demo(
 
     say("\n3. Samples and the report")
     figures |= _samples(estimator, magic, test, folder, samples, seed)
-    rows = _frame(magic.X[test], magic.names)
-    write_report(
-        estimator,
+    rows = frame_of(magic.names, magic.X[test])
+    estimator.report(
         folder / "report.html",
         rows,
         title="MAGIC gamma telescope: held-out events against the model",
@@ -85,7 +84,7 @@ def run_demo(
 
 
 def summary(figures: dict[str, Any], folder: Path) -> list[str]:
-    """Return the figures as lines to read."""
+    """The figures as lines to read."""
     lead = figures["gaussian_test_nats"] - figures["test_nats"]
     return [
         "",
@@ -117,24 +116,18 @@ def _folder(folder: Path) -> Path:
     return folder
 
 
-def _frame(X: np.ndarray, names: list[str]) -> Any:
-    import polars as pl
-
-    return pl.DataFrame({name: X[:, i] for i, name in enumerate(names)})
-
-
 def _fit(X: np.ndarray, names: list[str], seed: int, minutes: float) -> Any:
     from quarflow import QuARDensity
 
     estimator = QuARDensity(minutes=minutes, random_state=seed, verbose=True)
-    return estimator.fit(_frame(X, names))
+    return estimator.fit(frame_of(names, X))
 
 
 def _fit_figures(estimator: Any, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
-    """Return held-out nats of the flow and of a Gaussian fitted to the same rows."""
+    """Held-out nats of the flow and of a Gaussian fitted to the same rows."""
     from quarflow.report.calibration import gaussian_nats
 
-    scores = estimator.score_samples(_frame(test, list(estimator.columns_.names)))
+    scores = estimator.score_samples(frame_of(estimator.columns_.names, test))
     return {
         "train_rows": len(train),
         "test_rows": len(test),
@@ -150,10 +143,10 @@ def _fit_figures(estimator: Any, train: np.ndarray, test: np.ndarray) -> dict[st
 
 
 def _find_hadrons(gammas: Any, magic: Any, test: np.ndarray) -> float:
-    """Return the ROC AUC of hadron against gamma, the density of gammas alone as the score."""
+    """The ROC AUC of hadron against gamma, the density of gammas alone as the score."""
     from sklearn.metrics import roc_auc_score
 
-    scores = gammas.score_samples(_frame(magic.X[test], magic.names))
+    scores = gammas.score_samples(frame_of(magic.names, magic.X[test]))
     return float(roc_auc_score(magic.hadron[test], -scores))
 
 
@@ -170,7 +163,7 @@ def _samples(
     start = time.perf_counter()
     samples = estimator.sample(count, random_state=seed)
     seconds = time.perf_counter() - start
-    back = estimator.inverse_transform(estimator.transform(_frame(samples, magic.names)))
+    back = estimator.inverse_transform(estimator.transform(frame_of(magic.names, samples)))
     with TableWriter(folder / "samples.csv") as writer:
         writer.write({name: samples[:, i] for i, name in enumerate(magic.names)})
     chosen = most_structured(magic.X[test], 4, seed)

@@ -7,51 +7,40 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
+from sklearn.base import DensityMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from quarflow.allocator import keep_freed_memory
 from quarflow.data.column_notices import dependence, far_away
-from quarflow.data.columns import Columns
+from quarflow.data.finite import check_finite
 from quarflow.data.values import is_frame, read_values
-from quarflow.defaults import Defaults, choose_defaults
-from quarflow.fitting import (
-    TableRows,
-    build_flow,
-    build_settings,
-    data_units,
-    identity,
-    plain,
+from quarflow.density.checks import (
+    check_rows,
+    check_table,
+    context_for,
+    read_context,
+    warn_of_new_values,
 )
-from quarflow.flows import FlowDistribution, QuAR
-from quarflow.flows.data_units import DataUnits
-from quarflow.frames import check_finite, context_for, read_context, warn_of_new_values
-from quarflow.solvers import InversionError, listed
-from quarflow.store import FlowConfig, ModelConfig, QuARArguments, load_model, save_model
+from quarflow.density.data_units import DataUnits, data_units
+from quarflow.density.starting import fall_back, what_happened
+from quarflow.density.table_files import TableFiles
+from quarflow.density.table_fit import prepare, settings_of
+from quarflow.density.table_use import CHUNK, CHUNK_NUMBERS, in_chunks, refuse_unsure
+from quarflow.flows import FlowDistribution
+from quarflow.training import StopSignals, TrainingProgress, train
 from quarflow.transforms.trust import Amplification
-
-if TYPE_CHECKING:
-    from quarflow.training import TrainingResult
 
 __all__ = ["QuARDensity"]
 
-NO_LIMIT = 10**6  # epochs
-NOT_SAVED = {"checkpoint", "resume", "verbose", "device"}  # they belong to a run, not a model
-# Rows scored at once: at most so many, and hidden layers of at most 2 MiB for each thread.
-CHUNK, CHUNK_NUMBERS = 8192, 1 << 18
-LEAST_ROWS = 4
 
-
-class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
+class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
     r"""Exact density of a table by a QuAR flow, in the shape of scikit-learn's KernelDensity.
 
     Log-densities are natural logarithms in the data's own units: preprocessing is part of the
@@ -114,8 +103,6 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
     >>> density.sample(4, random_state=0).shape
     (4, 2)
     """
-
-    flow_: QuAR
 
     def __init__(
         self,
@@ -199,116 +186,43 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             After Ctrl-C, when the best so far has become this density: who catches it can use
             it. SIGTERM ends the process at the same point; handlers of one's own are called.
         """
-        from quarflow.starting import fall_back, find_start, start_from, what_happened
-        from quarflow.training import StopSignals, TrainingProgress, train
-
         begun = time.perf_counter()
 
         rows = self._check_rows(X, reset=True)
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
-        self._check_arguments(len(rows))
+        check_rows(len(rows))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-
-        columns = Columns.fit(
-            rows, self._names(), bounds=self.bounds, discrete=self.discrete, tails=self.tails
-        )
-        context_columns = (
-            None
-            if given is None
-            else Columns.fit(
-                given, context_names, discrete="none", tails=self.tails, constant=True
-            )
-        )
-        notice = dependence(rows, columns.columns)
+        asked = self.get_params(deep=False)
+        made = prepare(asked, rows, self._names(), given, context_names, seed)
+        notice = dependence(rows, made.columns.columns)
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)
 
-        held_out = min(max(round(self.validation_fraction * len(rows)), 1), 50_000)
-        order = np.random.default_rng(seed).permutation(len(rows))
-        train_rows = TableRows(rows, given, columns, order[held_out:], context_names)
-        valid_rows = TableRows(rows, given, columns, order[:held_out], context_names)
-        width = 0 if given is None else given.shape[1]
-        chosen = self._chosen(choose_defaults(len(train_rows), rows.shape[1], width))
-        settings = build_settings(chosen, seed)
-        start = None
-        if self.start != "none":
-            start = find_start(train_rows, valid_rows, columns, context_columns, settings)
-        chosen["start"] = "gaussian" if start is not None and start.pays else "none"
-        flow = build_flow(chosen, rows.shape[1], width, seed)
-        if start is not None and start.pays:
-            start_from(flow, start)
-
+        model = data_units(made.flow, made.columns, made.context_columns)
         with StopSignals():  # passed on in the end, when all that was reached is kept
             with TrainingProgress(verbose=bool(self.verbose)) as progress:
                 result = train(
-                    data_units(flow, columns, context_columns),
-                    train_rows,
-                    valid_rows,
-                    settings,
+                    model,
+                    made.train_rows,
+                    made.valid_rows,
+                    made.settings,
                     device=self.device,
                     checkpoint=self.checkpoint,
                     resume=self.resume,
-                    identity=identity(chosen, flow, columns, context_columns),
+                    identity=made.identity(),
                     on_event=progress,
                     begun=begun,
                 )
-                flow, told = fall_back(flow, start, result)
+                flow, told = fall_back(made.flow, made.start, result, model)
                 if told:
                     progress.say(told)
             self.flow_ = flow.cpu().eval()
-            self.columns_, self.context_columns_ = columns, context_columns
+            self.columns_, self.context_columns_ = made.columns, made.context_columns
             self.history_ = result.history
-            self.settings_ = self._settings(chosen, asdict(settings), result)
-            self.metrics_ = {
-                "rows": len(rows),
-                "train_rows": len(train_rows),
-                "valid_rows": len(valid_rows),
-                "columns": rows.shape[1],
-                "context": width,
-                "parameters": sum(p.numel() for p in flow.parameters()),
-                **what_happened(result, start, told),
-            }
+            self.settings_ = settings_of(made, self.flow_, result)
+            self.metrics_ = made.counts(flow) | what_happened(result, made.start, told)
 
         return self
-
-    def _check_arguments(self, rows: int) -> None:
-        if rows < LEAST_ROWS:
-            raise ValueError(
-                f"A density needs at least {LEAST_ROWS} rows to be fitted to; there "
-                f"{'is' if rows == 1 else 'are'} {rows} sample{'s' * (rows > 1)}."
-            )
-        if not 0 < self.validation_fraction <= 0.5:
-            raise ValueError(
-                "validation_fraction must be above 0 and at most 0.5, not "
-                f"{self.validation_fraction}."
-            )
-        if self.start not in ("auto", "none"):
-            raise ValueError(f"start must be 'auto' or 'none', not {self.start!r}.")
-
-    def _settings(
-        self, chosen: Mapping[str, Any], training: Mapping[str, Any], result: TrainingResult
-    ) -> dict[str, Any]:
-        """Every choice that was made, in Python's own types."""
-        return {
-            # random_state may be a generator; what it gave is the seed
-            **{k: v for k, v in chosen.items() if k not in {*NOT_SAVED, "random_state"}},
-            **self.flow_.arguments,
-            **training,
-            "steps_per_epoch": result.steps_per_epoch,
-            "evaluate_every": result.evaluate_every,
-            "device": result.device,
-        }
-
-    def _chosen(self, auto: Defaults) -> dict[str, Any]:
-        """The arguments, with what is "auto" taken from the defaults."""
-        values = plain(self.get_params(deep=False))
-        for name, value in asdict(auto).items():
-            if isinstance(values[name], str) and values[name] == "auto":
-                values[name] = value
-        if self.minutes is not None and self.max_epochs == "auto":
-            values["max_epochs"] = NO_LIMIT  # the time budget is the only limit
-
-        return values
 
     # Using
 
@@ -386,17 +300,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
             return x
 
         x = self._chunks(Z, context, inverse, checked=True)
-        limit = errors[0].limit
-        unsure = torch.cat([e.error for e in errors]) > limit
-        if unsure.any():
-            told = (
-                f"{int(unsure.sum())} of {len(Z)} rows of Z meet so steep an inverse that "
-                f"rounding alone may move them by more than {limit:.0e}, relative to their size "
-                f"in standardised units: {listed(unsure)}."
-            )
-            if checked:
-                raise InversionError(int(unsure.sum()), len(Z), 0.0, limit, told)
-            warnings.warn(told, stacklevel=2)
+        refuse_unsure(errors, checked)
 
         return x
 
@@ -427,59 +331,6 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
 
         return self.columns_.snap(rows).numpy()
 
-    # Files
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as a folder, atomically; see :mod:`quarflow.store`."""
-        check_is_fitted(self)
-        config = ModelConfig(
-            flow=FlowConfig(name="QuAR", arguments=QuARArguments(**self.flow_.arguments)),
-            columns=list(self.columns_.columns),
-            context_columns=(
-                None if self.context_columns_ is None else list(self.context_columns_.columns)
-            ),
-            named=hasattr(self, "feature_names_in_"),
-            parameters=self._parameters(),
-            settings=self.settings_,
-        )
-        save_model(path, config, self.flow_, self.metrics_, self.history_)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> QuARDensity:
-        """Read a model that was saved; nothing in it is executed.
-
-        Raises
-        ------
-        ValueError
-            If the folder does not hold a whole, valid model.
-        """
-        model = load_model(path)
-        if not isinstance(model.flow, QuAR):
-            raise ValueError(
-                f"{os.fspath(path)} holds a {type(model.flow).__name__}, not a QuAR flow over "
-                "the columns of a table: load it with quarflow.store.load_model."
-            )
-        known = cls().get_params()
-        self = cls(**{k: v for k, v in model.config.parameters.items() if k in known})
-        self.flow_ = model.flow
-        self.columns_ = Columns(tuple(model.config.columns))
-        context = model.config.context_columns
-        self.context_columns_ = None if context is None else Columns(tuple(context))
-        self.settings_, self.metrics_ = model.config.settings, model.metrics
-        self.history_ = model.log
-        self.n_features_in_ = len(self.columns_.columns)
-        if model.config.named:
-            self.feature_names_in_ = np.array(self.columns_.names, dtype=object)
-
-        return self
-
-    def _parameters(self) -> dict[str, Any]:
-        kept = {k: plain(v) for k, v in self.get_params().items() if k not in NOT_SAVED}
-        if not isinstance(kept["random_state"], int | None):
-            kept["random_state"] = self.settings_["seed"]
-
-        return kept
-
     # Checking and chunking
 
     def _chunks(
@@ -495,26 +346,8 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
         rows = X if checked else self._check_rows(X, reset=False)
         given = self._given_context(context, len(rows))
         model = self._exact() if model is None else model
-        keep_freed_memory()
-        found = []
-        with torch.inference_mode():
-            p: FlowDistribution | None = model() if given is None else None
-            step = self._chunk_rows()
-            for start in range(0, max(len(rows), 1), step):  # no rows are a chunk as well
-                part = slice(start, start + step)
-                if given is not None:
-                    p = model(torch.from_numpy(given[part]))
-                try:
-                    found.append(compute(p, torch.from_numpy(rows[part])))
-                except InversionError as error:
-                    if start == 0:
-                        raise
-                    told = f"Counted from row {start}: {error}"
-                    raise InversionError(
-                        error.failed, len(rows), error.residual, 0.0, told
-                    ) from error
 
-        return torch.cat(found).numpy()
+        return in_chunks(model, rows, given, compute, self._chunk_rows())
 
     def _chunk_rows(self) -> int:
         """Rows to compute at once, a power of 2."""
@@ -531,12 +364,7 @@ class QuARDensity(DensityMixin, TransformerMixin, BaseEstimator):
 
     def _check_rows(self, X: Any, reset: bool) -> NDArray[np.float64]:
         values, names = read_values(X, "X")
-        if values.ndim != 2:
-            raise ValueError(
-                f"Expected a 2D array of rows x columns for X, got an array with dim "
-                f"{values.ndim}. Reshape your data: X.reshape(-1, 1) makes a column of it, "
-                "X.reshape(1, -1) a row, X.reshape(len(X), -1) a row of each entry."
-            )
+        check_table(values)
         framed = is_frame(X) and names is not None
         if framed:  # scikit-learn compares the names; the values have been read
             validate_data(self, X, reset=reset, skip_check_array=True)

@@ -20,20 +20,10 @@ from safetensors.torch import save_file
 
 from quarflow._version import __version__
 from quarflow.data.columns import Column
-from quarflow.exchange import exchange, recover
 from quarflow.files import plain
 from quarflow.flows import Flow
-from quarflow.store_flows import (
-    FlowConfig,
-    ImageConfig,
-    QuARArguments,
-    Settings,
-    Strict,
-    build_flow,
-    flow_config,
-    least_numbers,
-)
-from quarflow.store_read import (
+from quarflow.store.exchange import exchange, recover
+from quarflow.store.read import (
     StoreError,
     check_finite,
     check_size,
@@ -41,6 +31,15 @@ from quarflow.store_read import (
     read_log,
     read_metrics,
     read_weights,
+)
+from quarflow.store.schema import (
+    FlowConfig,
+    ImageConfig,
+    Settings,
+    Strict,
+    build_flow,
+    flow_config,
+    least_numbers,
 )
 
 __all__ = [
@@ -50,8 +49,8 @@ __all__ = [
     "ImageConfig",
     "Model",
     "ModelConfig",
-    "QuARArguments",
     "StoreError",
+    "flow_config",
     "holds_images",
     "is_model",
     "load_flow",
@@ -254,7 +253,7 @@ def read_model(folder: str | os.PathLike[str], table: bool = False) -> Model:
 
 def _check_parts(config: ModelConfig, path: Path) -> None:
     """Refuse a flow that does not suit the columns or images it is said to be for."""
-    arguments = config.flow.arguments
+    arguments: Any = config.flow.arguments
     if config.images is not None:
         shape = getattr(arguments, "shape", None)
         levels = getattr(arguments, "levels", None)
@@ -269,7 +268,7 @@ def _check_parts(config: ModelConfig, path: Path) -> None:
         if config.context_columns:
             raise StoreError(f"{path} is inconsistent: it has context columns and no others.")
         return
-    if not isinstance(arguments, QuARArguments):
+    if config.flow.name != "QuAR":
         raise StoreError(f"{path} is inconsistent: a {config.flow.name} has no columns.")
     names = [c.name for c in config.columns]
     context = [c.name for c in config.context_columns or []]

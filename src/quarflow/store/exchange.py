@@ -18,17 +18,17 @@ UNABLE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 
 
 def exchange(new: Path, folder: Path) -> None:
-    """Put `new`, which lies beside it, in the place of `folder`; what was there is deleted.
+    """Put ``new``, which lies beside it, in the place of ``folder``; what was there is deleted.
 
     On Linux the two change places in one move of the file system. Where there is no such move,
-    there are two, and `recover` finishes what was cut off between them.
+    there are two, and ``recover`` finishes what was cut off between them.
 
     Arguments:
-        new: A folder beside `folder`, named `.{folder.name}.*`.
+        new: A folder beside ``folder``, named ``.{folder.name}.*``.
         folder: A folder, or nothing yet.
 
     Raises:
-        OSError: If that cannot be done; `folder` is as it was.
+        OSError: If that cannot be done; ``folder`` is as it was.
     """
     _sync(new)
     if not folder.exists():

@@ -1,0 +1,1 @@
+"""Densities: what people hold, of tables and of images."""
