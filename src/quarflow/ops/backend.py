@@ -7,7 +7,8 @@ the reference in torch that stands with each operation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from quarflow.backends import cpu
 from quarflow.backends.shapes import ChainShape, Packing, PixelLayers, Root
 from quarflow.modes import unwatched
 
-__all__ = ["BACKENDS", "Backend", "backend_for", "needs_gradient"]
+__all__ = ["BACKENDS", "Backend", "backend_for", "needs_gradient", "signed"]
 
 Gradients = tuple[Tensor, Tensor | None, list[Tensor], list[Tensor], list[Tensor]]
 
@@ -124,3 +125,13 @@ def needs_gradient(tensors: Sequence[Tensor]) -> bool:
                 return True
 
     return False
+
+
+def signed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with its signature kept, for :meth:`torch.autograd.Function.forward`.
+
+    Torch asks for it at each call, and to make it anew takes longer than a kernel.
+    """
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+
+    return forward

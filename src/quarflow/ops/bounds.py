@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quarflow.modes import plain
-from quarflow.ops.backend import Backend, backend_for
+from quarflow.ops.backend import Backend, backend_for, signed
 
 __all__ = [
     "balanced",
@@ -122,6 +122,7 @@ class _GramNorm(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(weight: Tensor, squarings: int) -> tuple[Tensor, ...]:
         powers, bound = _powers(weight, squarings)
         kept = powers if len(powers) * powers[0].numel() <= KEPT_NUMBERS else []
@@ -234,6 +235,7 @@ class _ProductBound(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(backend: Backend, *blocks: Tensor) -> Tensor:
         return backend.product_bound(blocks)
 

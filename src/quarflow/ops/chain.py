@@ -18,7 +18,7 @@ from quarflow.backends.shapes import ChainShape
 from quarflow.modes import plain
 from quarflow.ops import recurrence
 from quarflow.ops.activations import Activation
-from quarflow.ops.backend import Backend, backend_for, needs_gradient
+from quarflow.ops.backend import Backend, backend_for, needs_gradient, signed
 from quarflow.ops.recurrence import Layers, Tape, flatten, unflatten
 
 __all__ = ["Chain", "residual_chain"]
@@ -186,6 +186,7 @@ class _Chain(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(
         backend: Backend | None, phi: Activation, shape: ChainShape, x: Tensor, *parts: Tensor
     ) -> Any:

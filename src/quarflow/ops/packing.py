@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quarflow.backends.shapes import Packing
 from quarflow.modes import plain
-from quarflow.ops.backend import Backend, backend_for
+from quarflow.ops.backend import Backend, backend_for, signed
 
 __all__ = ["Packing", "assemble", "assemble_blocks"]
 
@@ -140,6 +140,7 @@ class _Assemble(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(packing: Packing, backend: Backend | None, *tensors: Tensor) -> tuple[Tensor, ...]:
         L = len(packing.units) - 1
         off, on, indexes = tensors[:L], tensors[L : 2 * L], tensors[2 * L :]
@@ -166,6 +167,7 @@ class _Collect(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(packing: Packing, backend: Backend | None, *tensors: Tensor) -> tuple[Tensor, ...]:
         L = len(packing.units) - 1
         if backend is not None:

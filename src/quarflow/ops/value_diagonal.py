@@ -17,7 +17,7 @@ from torch import Tensor
 from quarflow.backends.shapes import ChainShape, PixelLayers
 from quarflow.modes import plain
 from quarflow.ops.activations import Activation
-from quarflow.ops.backend import backend_for, needs_gradient
+from quarflow.ops.backend import backend_for, needs_gradient, signed
 from quarflow.ops.recurrence import (
     Gradients,
     Layers,
@@ -100,6 +100,7 @@ class _Pass(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(options: Pass, layers: int, x: Tensor, *parameters: Tensor) -> Any:
         W, B, b = _thirds(parameters, layers)
         F, d, kept = _forward(options, x, W, B, b, keep=not options.recompute)

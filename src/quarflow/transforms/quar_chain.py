@@ -76,11 +76,11 @@ class QuARChain(Composed):
         if self.first is not None:
             x, own = self.first.call_and_ladj(x)
             constant = constant + own
-        batch = torch.broadcast_shapes(x.shape[:-1], b.biases[0].shape[1:-1])
-        rows = x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1])
-        biases = b.biases
+        biases, batch = b.biases, x.shape[:-1]
         if biases[0].dim() > 2:
+            batch = torch.broadcast_shapes(batch, biases[0].shape[1:-1])
             biases = tuple([_rows(bias, batch) for bias in biases])
+        rows = x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1])
         phi = b.options[0].activation
         chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, phi, b.shape)
         z, ladj = residual_chain(rows, chain)
