@@ -121,7 +121,8 @@ def test_masses_add_up_to_one(bend, many):
 def test_lattices_add_up_to_one_too():
     columns = fit1(rng.poisson(100, 4000) / 10)
     assert columns.columns[0].lattice
-    assert np.exp(scores(columns, np.arange(-200, 400) / 10, 0.3)).sum() == pytest.approx(1, 1e-3)
+    found = np.exp(scores(columns, np.arange(-200, 400) / 10, 0.3))
+    assert 0.1 * found.sum() == pytest.approx(1, 1e-3)
 
 
 def test_values_never_seen():
@@ -235,3 +236,24 @@ def test_contexts_far_away_are_named():
             use(c[:2, :1], context=[90.0, 7.0])
     with pytest.warns(UserWarning, match="'c1'"):
         density.sample(2, context=[0.5, 8.0])
+
+
+@pytest.mark.parametrize("step", [1.0, 0.25])
+def test_scores_have_the_units_of_the_data(step):
+    """Standardising a table moves its scores as it moves any density: by the log of the scale."""
+    rng = np.random.default_rng(0)
+    whole = np.stack([rng.poisson(3, 800), rng.integers(0, 300, 800)], axis=1).astype(float)
+    names = ["few", "many"]
+    few, many = Columns.fit(whole * step, names).columns
+    assert few.levels
+    assert many.lattice
+    assert few.unit == many.unit == step
+    cells = Columns((few, many)).cells()
+    expected = Columns.fit(whole, names).cells().log_measure(torch.tensor(whole))
+    torch.testing.assert_close(cells.log_measure(torch.tensor(whole * step)), expected)
+
+
+def test_levels_without_a_step_score_probabilities():
+    x = np.random.default_rng(0).choice([0.1, np.pi, 7.31], 500)
+    (column,) = Columns.fit(x[:, None], ["x"], discrete=["x"]).columns
+    assert column.unit == 1

@@ -8,11 +8,12 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["FLAT", "Column"]
+__all__ = ["FLAT", "SPARSE", "Column"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)]
 FLAT = 1e300  # scale of a constant column of the context: all it may hold standardises to 0
+SPARSE = 4  # lattice points to a value from which on a lattice counts as mostly empty
 
 
 class Column(BaseModel):
@@ -24,8 +25,8 @@ class Column(BaseModel):
             are rounded to that.
         atoms: Values repeated often; samples within step / 2 of one become it.
         levels, masses, unseen: A column with few values has levels, each with its part of the
-            unit line, and its score is a probability; unseen is the mass of the values that
-            never occurred.
+            unit line, and its score is a probability (per ``unit``); unseen is the mass of the
+            values that never occurred.
         lower, upper: Bounds; half a step wider where there is a step.
         shape: With bounds, of a reference density whose CDF leads to normal scores; None: log or
             logit, then as without bounds.
@@ -89,16 +90,36 @@ class Column(BaseModel):
         """Whether the column's values are all taken for lattice points, too many for levels."""
         return self.grid is not None and not self.atoms and not self.levels
 
+    @property
+    def unit(self) -> float:
+        """What a probability is divided by in the score of a discrete column.
+
+        1 where it has a few whole numbers, or values in no order; else the step of its lattice:
+        then the score is the mean density over a step, in the same units as that of a column
+        which is not discrete.
+        """
+        if self.grid is None:
+            return 1.0
+        if not self.levels:
+            return self.grid
+        points = (self.levels[-1] - self.levels[0]) / self.grid + 1
+        return 1.0 if self._whole or points > SPARSE * len(self.levels) else self.grid
+
+    @property
+    def _whole(self) -> bool:
+        return all(map(float.is_integer, self.levels))
+
     def describe(self) -> str | None:
         """What is done to this column besides standardising, as a sentence; None if nothing."""
         parts = []
         if self.constant:
             parts.append(f"is {self.mean:.6g} in every row, so nothing depends on it")
         if self.levels:
-            kind = "whole numbers" if all(map(float.is_integer, self.levels)) else "values"
+            kind = "whole numbers" if self._whole else "values"
+            per = "" if self.unit == 1 else f" per {self.unit:.6g}"
             parts.append(
                 f"takes {len(self.levels)} {kind} ({_some(self.levels)}), so its score is a "
-                "probability and samples are among them"
+                f"probability{per} and samples are among them"
             )
         elif self.step is not None:
             parts.append(self._ties())
@@ -118,7 +139,8 @@ class Column(BaseModel):
                 kind = "takes whole numbers"
             else:
                 kind = f"takes values in steps of {self.grid:.6g}"
-            return f"{kind}, so {noise}, its score is a probability and samples are rounded"
+            per = "" if self.unit == 1 else f" per {self.unit:.6g}"
+            return f"{kind}, so {noise}, its score is a probability{per} and samples are rounded"
         if self.atoms:
             return f"often takes exactly {_some(self.atoms)}, so {noise}"
         return f"repeats its values, so {noise}"

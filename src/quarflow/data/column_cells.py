@@ -88,13 +88,15 @@ class Cells:
         steps = [columns[j].step or 0.0 for j in self.by_step]
         self.steps = torch.tensor(steps, dtype=torch.float64)
         self.lattice = [i for i, j in enumerate(self.by_step) if columns[j].lattice]
-        self.log_steps = float(sum(math.log(steps[i]) for i in self.lattice))
+        discrete = [*self.by_levels, *(self.by_step[i] for i in self.lattice)]
+        units = sum(math.log(columns[j].unit) for j in discrete)
+        self.log_steps = float(sum(math.log(steps[i]) for i in self.lattice)) - units
         self.others = [(j, OtherValues(columns[j])) for j in self.by_levels]
         self.edges = [edge for j, column in enumerate(columns) for edge in _edges(j, column)]
 
     @property
     def discrete(self) -> bool:
-        """Whether some column's score is a probability."""
+        """Whether some column's score is a probability, or one per step."""
         return bool(self.by_levels or self.lattice)
 
     def noisy(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quarflow.data.column import SPARSE
 from quarflow.data.column_detect import distinct
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ __all__ = ["LevelMap", "OtherValues", "find_levels"]
 MOST = 50  # distinct values that always become levels
 MOST_SPARSE = 1000  # distinct values that do where they are few on their lattice
 REPEATED = 0.8  # part of the rows whose value occurs again, at least
-SPARSE = 4  # lattice points to a value from which on a lattice counts as mostly empty
 ROWS_PER_LEVEL = 20
 LOG_ROOT = 0.5 * float(np.log(2 * np.pi))
 TINY = 1e-300

@@ -229,10 +229,11 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
     def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
         """Log-density of each row, in nats and the data's own units.
 
-        The score of a discrete column is a probability (see ``columns_.describe()``), so that
-        exp(score) is the probability of its values times the density of the others. Computed in
-        float64, so that it is the same to many digits in whatever batches the rows come. Rows
-        outside the bounds of a column, or off the values it can take, have minus infinity.
+        A column of whole numbers scores a probability, so that exp(score) is that of its values
+        times the density of the others; one in steps of a lattice the mean density over a step
+        (see ``columns_.describe()``). Computed in float64, so that it is the same to many digits
+        in whatever batches the rows come. Rows outside the bounds of a column, or off the values
+        it can take, have minus infinity.
 
         Parameters
         ----------
