@@ -230,10 +230,9 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         """Log-density of each row, in nats and the data's own units.
 
         A column of whole numbers scores a probability, so that exp(score) is that of its values
-        times the density of the others; one in steps of a lattice the mean density over a step
-        (see ``columns_.describe()``). Computed in float64, so that it is the same to many digits
-        in whatever batches the rows come. Rows outside the bounds of a column, or off the values
-        it can take, have minus infinity.
+        times the density of the others; one in other steps the mean density over a step (see
+        ``columns_.describe()``). Computed in float64, so that it is the same to many digits in
+        whatever batches. Rows off the values a column can take have minus infinity.
 
         Parameters
         ----------

@@ -43,9 +43,9 @@ def assemble(off_diagonal: Tensors, diagonal: Tensors, packing: Packing) -> tupl
     if backend is None and plain():
         return _scattered(off_diagonal, diagonal, packing)
     indexes = [] if backend else _indexes(packing, diagonal[0].device)
-    dense: tuple[Tensor, ...] = _Assemble.apply(
-        packing, backend, *off_diagonal, *diagonal, *indexes
-    )
+    # without gradients there is nothing to remember, and torch.compile sees through the function
+    assembled = _Assemble.apply if torch.is_grad_enabled() else _Assemble.forward
+    dense: tuple[Tensor, ...] = assembled(packing, backend, *off_diagonal, *diagonal, *indexes)
 
     return dense
 
