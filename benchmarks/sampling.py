@@ -54,7 +54,7 @@ def main() -> None:
 
     print("| D | estimator | flow, float64 | flow, float32 |\n| --- | --- | --- | --- |")
     for features in map(int, options.features.split(",")):
-        density = QuARDensity(max_epochs=options.epochs, random_state=0)
+        density = QuARDensity(start="none", max_epochs=options.epochs, random_state=0)
         density.fit(table(features, 6000))
         X = density.sample(options.rows, random_state=0)
         found = [
