@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quarflow.backends.shapes import ChainShape
-from quarflow.modes import plain
+from quarflow.modes import torch_only
 from quarflow.ops import recurrence
 from quarflow.ops.activations import Activation
 from quarflow.ops.backend import Backend, backend_for, needs_gradient, signed
@@ -95,7 +95,7 @@ def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
     """
     tensors = chain.tensors
     backend = backend_for("chain", chain.shape, (x, *tensors))
-    if backend is None and plain():
+    if backend is None and torch_only():
         return _forward(x, chain, keep=False)[:2]
     if needs_gradient((x, *tensors)):
         outputs = _Chain.apply(backend, chain.activation, chain.shape, x, *tensors)

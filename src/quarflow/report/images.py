@@ -19,7 +19,7 @@ from quarflow.report.image_grid import grid_png
 from quarflow.report.model import ReportError
 from quarflow.report.names import readable
 from quarflow.report.style import DATA, MODEL, Picture, picture, styled
-from quarflow.report.words import number, plain
+from quarflow.report.words import number, typed
 
 __all__ = ["write_image_report"]
 
@@ -88,7 +88,7 @@ def gather(model: Any, images: Images | None, title: str, seed: int) -> dict[str
         "levels": levels,
         "uniform": math.log2(levels),
         "metrics": model.metrics_,
-        "settings": {key: plain(value) for key, value in model.settings_.items()},
+        "settings": {key: typed(value) for key, value in model.settings_.items()},
         "samples": _grid(samples.cpu().numpy(), levels),
         "shown": None,
         "extremes": None,
