@@ -47,6 +47,10 @@ class Base(Distribution):
         with torch.no_grad():
             return self.rsample(sample_shape, generator)
 
+    def cdf(self, value: Tensor) -> Tensor:
+        """Cumulative distribution of each coordinate, shape (*, D)."""
+        raise NotImplementedError
+
 
 class Normal(Base):
     r"""Standard normal.
@@ -78,6 +82,10 @@ class Normal(Base):
             device=like.device,
             generator=generator,
         )
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Normal cumulative distribution."""
+        return torch.special.ndtr(value)
 
 
 class StudentT(Base):
@@ -115,6 +123,14 @@ class StudentT(Base):
         gamma = torch._standard_gamma(df / 2, generator=generator)
 
         return normal * (df / 2 / gamma.clamp_min(torch.finfo(df.dtype).tiny)).sqrt()
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Student-t cumulative distribution, computed by scipy on the CPU."""
+        from scipy.stats import t
+
+        found = t.cdf(value.detach().cpu().double().numpy(), self.df.detach().cpu().numpy())
+
+        return torch.as_tensor(found, dtype=value.dtype, device=value.device)
 
 
 class _NormalModule(nn.Module):
