@@ -2,6 +2,7 @@
 
 from quarflow.nn.bound import BoundBranch, BoundBranches
 from quarflow.nn.branch import Branch, ConvBranch
+from quarflow.nn.categorical import Categorical, OneHot
 from quarflow.nn.lipschitz import (
     LipschitzBranch,
     LipschitzConvNet,
@@ -23,6 +24,7 @@ __all__ = [
     "BoundBranches",
     "BoundMLP",
     "Branch",
+    "Categorical",
     "ConvBranch",
     "Linearization",
     "LipschitzBranch",
@@ -30,6 +32,7 @@ __all__ = [
     "LipschitzLinear",
     "LipschitzMLP",
     "MaskedLinear",
+    "OneHot",
     "TriangularLayer",
     "activation",
     "convolution_bound",

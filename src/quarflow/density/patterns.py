@@ -1,0 +1,60 @@
+r"""Which columns of a training row are given, modelled or absent: drawn anew for each batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["draw_patterns"]
+
+# Of the rows that are not modelled whole: what is asked of them.
+CONDITIONAL, MARGINAL, SINGLE = 0.35, 0.2, 0.2
+
+
+def draw_patterns(
+    there: Tensor, generator: torch.Generator, whole: float = 0.4
+) -> tuple[Tensor, Tensor]:
+    """Masks (n, D) of what is given and what is modelled, for rows of which some cells are there.
+
+    Besides whole rows there are: all that is there split in given and modelled; marginals, with
+    nothing given; a single column given some others; and all three kinds of columns. How many
+    columns are of which kind varies from row to row, evenly from none to all. Each row with
+    anything in it has a modelled column.
+
+    Arguments:
+        there: Which cells hold a value, (n, D).
+        generator: Of the patterns.
+        whole: The part of the rows that are modelled whole.
+
+    Example:
+        >>> there = torch.ones(1000, 3, dtype=torch.bool)
+        >>> given, modelled = draw_patterns(there, torch.Generator().manual_seed(0))
+        >>> bool((given & modelled).any()), 400 < int(modelled.all(1).sum()) < 600
+        (False, True)
+    """
+    n, D = there.shape
+    home = there.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64, device=home)
+
+    kind, cell = uniform(n, 1), uniform(n, D)
+    # even over all shares (modelled, given, absent) that add up to 1
+    shares = -uniform(n, 3).clamp_min(1e-300).log()
+    rest = (kind - whole) / max(1 - whole, 1e-12)
+    conditional = (rest >= 0) & (rest < CONDITIONAL)
+    marginal = (rest >= CONDITIONAL) & (rest < CONDITIONAL + MARGINAL)
+    single = (rest >= CONDITIONAL + MARGINAL) & (rest < CONDITIONAL + MARGINAL + SINGLE)
+    nothing = torch.zeros_like(kind, dtype=torch.bool)
+    left_out = torch.cat([single, marginal, conditional], 1)
+    shares = torch.where(left_out, 0.0, shares)
+    shares = shares / shares.sum(1, keepdim=True)
+    modelled = cell < shares[:, :1]
+    given = ~modelled & (cell < shares[:, :2].sum(1, keepdim=True))
+    # one column that is modelled in any case
+    place = torch.where(there, uniform(n, D), -1.0).argmax(1, keepdim=True)
+    sure = nothing.expand(n, D).scatter(1, place, True)
+    modelled, given = modelled | sure, given & ~sure
+    whole_rows = rest < 0
+
+    return given & there & ~whole_rows, (modelled | whole_rows) & there
