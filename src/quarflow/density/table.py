@@ -78,6 +78,7 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
 
     Examples
     --------
+    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> X = rng.normal(size=(500, 2)) @ np.array([[1.0, 0.8], [0.0, 0.6]])
     >>> density = QuARDensity(max_epochs=5, random_state=0).fit(X)
