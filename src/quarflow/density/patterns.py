@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["draw_patterns"]
+__all__ = ["draw_patterns", "pack", "unpack"]
 
 # Of the rows that are not modelled whole: what is asked of them.
 CONDITIONAL, MARGINAL, SINGLE = 0.35, 0.2, 0.2
@@ -58,3 +58,23 @@ def draw_patterns(
     whole_rows = rest < 0
 
     return given & there & ~whole_rows, (modelled | whole_rows) & there
+
+
+def pack(given: Tensor, modelled: Tensor, c: Tensor | None) -> Tensor:
+    """Masks (N, D) and context (N, C) side by side, as the training loop hands them on."""
+    parts = [given.double(), modelled.double(), *([] if c is None else [c.double()])]
+
+    return torch.cat(parts, 1)
+
+
+def unpack(packed: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What :func:`pack` was given, for so many columns.
+
+    Example:
+        >>> mask = torch.tensor([[True, False]])
+        >>> unpack(pack(mask, ~mask, None), 2)
+        (tensor([[ True, False]]), tensor([[False,  True]]), None)
+    """
+    given, modelled, c = packed.tensor_split([columns, 2 * columns], 1)
+
+    return given > 0, modelled > 0, c if c.shape[1] else None

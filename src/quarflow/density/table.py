@@ -12,9 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
-from quarflow.data.column_notices import dependence
 from quarflow.density.checks import check_rows, read_context
-from quarflow.density.data_units import data_units
 from quarflow.density.starting import fall_back, what_happened
 from quarflow.density.table_answers import TableAnswers
 from quarflow.density.table_fit import prepare, settings_of
@@ -47,6 +45,13 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
         list of columns.
     tails
         ``"auto"`` tames heavy-tailed columns by an asinh before the flow, ``"none"`` does not.
+    queries
+        ``"any"`` makes it one density of any columns given any others, the rest integrated out;
+        ``"none"`` models whole rows only. ``"auto"`` is ``"any"`` where training rows have
+        missing values, which are integrated out, and else ``"none"``.
+    missing
+        ``"absent"`` takes missing values for what is not known (missing at random), in training
+        and in scoring; ``"refuse"`` refuses them.
     batch_size, learning_rate, max_epochs, patience, ema, clip, weight_decay
         Of the training; see :class:`quarflow.training.TrainingSettings`.
     minutes
@@ -103,6 +108,8 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
         bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
         discrete: Literal["auto", "none"] | Sequence[str] = "auto",
         tails: Literal["auto", "none"] = "auto",
+        queries: Literal["auto", "any", "none"] = "auto",
+        missing: Literal["absent", "refuse"] = "absent",
         batch_size: int | Literal["auto"] = "auto",
         learning_rate: float | Literal["auto"] = "auto",
         max_epochs: int | Literal["auto"] = "auto",
@@ -130,6 +137,8 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
         self.bounds = bounds
         self.discrete = discrete
         self.tails = tails
+        self.queries = queries
+        self.missing = missing
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.max_epochs = max_epochs
@@ -178,11 +187,11 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         asked = self.get_params(deep=False)
         made = prepare(asked, rows, self._names(), given, context_names, seed)
-        notice = dependence(rows, made.columns.columns)
+        notice = made.notice(rows)
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)
 
-        model = data_units(made.flow, made.columns, made.context_columns)
+        model = made.model()
         with StopSignals():  # passed on in the end, when all that was reached is kept
             with TrainingProgress(verbose=bool(self.verbose)) as progress:
                 result = train(

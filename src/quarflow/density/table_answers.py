@@ -20,8 +20,9 @@ from quarflow.data.values import is_frame, read_values
 from quarflow.density.checks import check_table, context_for, warn_of_new_values
 from quarflow.density.data_units import DataUnits, data_units
 from quarflow.density.table_files import TableFiles
-from quarflow.density.table_use import CHUNK, CHUNK_NUMBERS, in_chunks, refuse_unsure
-from quarflow.flows import FlowDistribution
+from quarflow.density.table_model import TableModel
+from quarflow.density.table_use import CHUNK, CHUNK_NUMBERS, by_parts, in_chunks, refuse_unsure
+from quarflow.flows import FlowDistribution, MixedQuAR
 from quarflow.transforms.trust import Amplification
 
 __all__ = ["TableAnswers"]
@@ -50,6 +51,10 @@ class TableAnswers(TableFiles):
         check_is_fitted(self)
         rows = self._check_rows(X, reset=False)
         given = self._given_context(context, len(rows))
+        model = self._exact()
+        if isinstance(model, TableModel):
+            score = partial(_scored, model)
+            return by_parts(score, rows, given, self._chunk_rows())
         cells = self.columns_.cells()
 
         def averaged(p: FlowDistribution, x: Tensor) -> Tensor:
@@ -71,7 +76,13 @@ class TableAnswers(TableFiles):
 
     def transform(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
         """The noise that rows are mapped to, shape (n, D); it follows the base distribution."""
-        return self._chunks(X, context, lambda p, x: p.transform(x))
+        model = self._exact()
+        if isinstance(model, TableModel):
+            rows = self._check_rows(X, reset=False)
+            given = self._given_context(context, len(rows))
+            return by_parts(partial(_noise, model), rows, given, self._chunk_rows())
+
+        return self._chunks(X, context, lambda p, x: p.transform(x), model=model)
 
     def inverse_transform(
         self, Z: ArrayLike, context: ArrayLike | None = None, checked: bool = False
@@ -95,6 +106,11 @@ class TableAnswers(TableFiles):
             ``checked``, is not determined well enough. The message names the rows.
         """
         check_is_fitted(self)
+        if isinstance(self.flow_, MixedQuAR) and self.flow_.discrete is not None:
+            raise ValueError(
+                "Noise does not tell the categories of a row, so it cannot be mapped back; "
+                "sample draws both."
+            )
         Z, _ = read_values(Z, "Z")
         if Z.ndim != 2 or Z.shape[1] != self.n_features_in_:
             raise ValueError(f"Z must have shape (n, {self.n_features_in_}), not {Z.shape}.")
@@ -130,6 +146,11 @@ class TableAnswers(TableFiles):
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator().manual_seed(seed)
         model = self._exact()
+        if isinstance(model, TableModel):
+            empty = np.full((n_samples, self.n_features_in_), np.nan)
+            given = self._given_context(context, n_samples)
+            draw = partial(_drawn, model, generator)
+            return by_parts(draw, empty, given, self._chunk_rows())
         z = model.flow.base().sample((n_samples,), generator=generator).numpy()
         x = self._chunks(z, context, lambda p, z: p.drawn(z), checked=True, model=model)
 
@@ -145,13 +166,14 @@ class TableAnswers(TableFiles):
         context: Any,
         compute: Any,
         checked: bool = False,
-        model: DataUnits | None = None,
+        model: DataUnits | TableModel | None = None,
     ) -> NDArray[np.float64]:
         """Rows through the density in chunks; weights are bound once when there is no context."""
         check_is_fitted(self)
         rows = X if checked else self._check_rows(X, reset=False)
         given = self._given_context(context, len(rows))
         model = self._exact() if model is None else model
+        assert isinstance(model, DataUnits)
 
         return in_chunks(model, rows, given, compute, self._chunk_rows())
 
@@ -162,9 +184,12 @@ class TableAnswers(TableFiles):
 
         return int(min(2 ** max(rows.bit_length() - 1, 6), CHUNK))
 
-    def _exact(self) -> DataUnits:
+    def _exact(self) -> DataUnits | TableModel:
         """The model in float64."""
+        check_is_fitted(self)
         flow = deepcopy(self.flow_).double().eval()
+        if isinstance(flow, MixedQuAR):
+            return TableModel(flow, self.columns_, self.context_columns_)
 
         return data_units(flow, self.columns_, self.context_columns_)
 
@@ -204,3 +229,19 @@ class TableAnswers(TableFiles):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "flow_")
+
+
+def _scored(model: TableModel, x: Tensor, c: Tensor | None) -> Tensor:
+    return model.log_prob(x, c=c)
+
+
+def _noise(model: TableModel, x: Tensor, c: Tensor | None) -> Tensor:
+    there = ~x.isnan()
+
+    return model.noise(x, torch.zeros_like(there), there, c)
+
+
+def _drawn(model: TableModel, generator: torch.Generator, x: Tensor, c: Tensor | None) -> Tensor:
+    nothing = torch.zeros_like(x, dtype=torch.bool)
+
+    return model.sample(x, nothing, ~nothing, c, generator)

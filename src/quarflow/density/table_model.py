@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from quarflow.data.columns import Columns
+from quarflow.density.patterns import unpack
 from quarflow.flows.mixed import MixedQuAR, Pair
 
-__all__ = ["Bound", "TableModel", "pack"]
+__all__ = ["Bound", "TableModel"]
 
 
 class TableModel(nn.Module):
@@ -105,8 +106,9 @@ class TableModel(nn.Module):
                 last = self.parts.categories[j] - 1
                 missing = asked.modelled[1][:, j] & (codes[:, j] < 0)
                 codes[:, j] = torch.where(missing, last, codes[:, j])
-        (u, _), *rest = asked.standardised()
-        u = self.flow.from_noise(z[:, list(self.parts.places)], (u, codes), *rest)
+        (u, _), known, wanted, context = asked.standardised()
+        z = z[:, list(self.parts.places)]
+        u = self.flow.from_noise(z, (u, codes), known, wanted, context)
 
         return self._joined(asked, self.map.inv(u.double()), codes)
 
@@ -131,7 +133,7 @@ class TableModel(nn.Module):
     # For training
 
     def forward(self, packed: Tensor) -> Bound:
-        """What ``packed`` of :func:`pack` asks, so that its ``log_prob(x)`` is to be raised."""
+        """The density under packed masks and context, whose ``log_prob(x)`` is to be raised."""
         return Bound(self, packed)
 
     def initialize(self, x: Tensor, packed: Tensor) -> bool:
@@ -221,26 +223,17 @@ class Asked:
         return (u, self.codes), self.given, self.modelled, self.c
 
 
-def pack(given: Tensor, modelled: Tensor, c: Tensor | None) -> Tensor:
-    """Masks (N, D) and context (N, C) side by side, as the training loop hands them on."""
-    parts = [given.double(), modelled.double(), *([] if c is None else [c.double()])]
-
-    return torch.cat(parts, 1)
-
-
 class Bound:
     """The density of rows under a pattern and a context, one for each row.
 
     Arguments:
         model: The model.
-        packed: What :func:`pack` gave.
+        packed: What :func:`quarflow.density.patterns.pack` gave.
     """
 
     def __init__(self, model: TableModel, packed: Tensor) -> None:
-        D = len(model.columns)
         self.model = model
-        self.given, self.modelled = packed[:, :D] > 0, packed[:, D : 2 * D] > 0
-        self.c = packed[:, 2 * D :] if packed.shape[1] > 2 * D else None
+        self.given, self.modelled, self.c = unpack(packed, len(model.columns))
 
     def asked(self, x: Tensor) -> Asked:
         """The rows (n, D) in numbers and codes."""

@@ -42,8 +42,8 @@ class MixedQuAR(Recorded):
             or continuous, the place of that number, counted from 1: the number is there only
             where the variable has its last value. Empty if there are none.
         patterns: Whether anything may be given or absent; if not, whole rows are modelled.
-        transforms, hidden_features, norm, order, activation, sigma, base, trick: Of the flow over
-            the numbers, see :class:`quarflow.QuAR`.
+        transforms, hidden_features, norm, order, activation, sigma, mix, base, trick: Of the
+            flow over the numbers, see :class:`quarflow.QuAR`.
         context_features: Widths of the networks that read what is given.
         categorical_features: Widths of the hidden layers of the network of the softmaxes.
 
@@ -76,6 +76,7 @@ class MixedQuAR(Recorded):
         order: Literal["alternate", "fixed"] = "alternate",
         activation: str = "sin",
         sigma: float = 0.97,
+        mix: Literal["none", "lu"] = "none",
         base: Literal["normal", "student-t"] = "normal",
         trick: bool = True,
     ) -> None:
@@ -100,6 +101,7 @@ class MixedQuAR(Recorded):
                 order=order,
                 activation=activation,
                 sigma=sigma,
+                mix=mix,
                 base=base,
                 trick=trick,
             )

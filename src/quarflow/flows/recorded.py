@@ -43,4 +43,4 @@ class Recorded(nn.Module):
             if type(self) is cls:
                 self.arguments = {k: as_json(v) for k, v in given.arguments.items()}
 
-        cls.__init__ = recording  # type: ignore[method-assign]
+        cls.__init__ = recording  # type: ignore[method-assign, assignment]

@@ -28,9 +28,10 @@ from pydantic import (
     field_validator,
 )
 
-from quarflow.flows import FAMILIES, Flow
+from quarflow.flows import FAMILIES
 from quarflow.flows.arguments import as_json
 from quarflow.flows.former import present
+from quarflow.flows.recorded import Recorded
 
 __all__ = [
     "FlowConfig",
@@ -48,6 +49,12 @@ Few = Annotated[int, Field(ge=1, le=1024, strict=True)]
 FEW = ("transforms", "scales", "terms", "eval_terms")  # loops run over them
 
 
+# Sequences of whole numbers that are not widths of layers, of which there is one at least.
+SEQUENCES: dict[str, Any] = {
+    "context_features": Annotated[list[Width], Field(max_length=32)],
+    "categories": Annotated[list[Width], Field(max_length=65_536)],
+    "switches": Annotated[list[Whole], Field(max_length=65_536)],
+}
 PLAIN: dict[Any, Any] = {
     int: Whole,
     bool: Annotated[bool, Field(strict=True)],
@@ -125,7 +132,11 @@ class ImageConfig(Strict):
 
 def arguments_of(name: str) -> type[BaseModel]:
     """The model that arguments of a flow must satisfy, from its constructor's type hints."""
-    return _arguments_of(FAMILIES[name])
+    kind: Any = FAMILIES[name]
+
+    found: type[BaseModel] = _arguments_of(kind)
+
+    return found
 
 
 @cache
@@ -146,7 +157,7 @@ def _bounded(name: str, hint: Any) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return _arguments_of(hint)
     if get_origin(hint) is Sequence and get_args(hint) == (int,):
-        return Annotated[list[Width], Field(min_length=1, max_length=32)]
+        return SEQUENCES.get(name, Annotated[list[Width], Field(min_length=1, max_length=32)])
     if get_origin(hint) in (Union, UnionType):
         return reduce(or_, (_bounded(name, part) for part in get_args(hint)))
     if get_origin(hint) is Literal or hint is NoneType:
@@ -154,7 +165,7 @@ def _bounded(name: str, hint: Any) -> Any:
     raise TypeError(f"{name}: flows with arguments of type {hint} cannot be saved.")
 
 
-def flow_config(flow: Flow) -> FlowConfig:
+def flow_config(flow: Recorded) -> FlowConfig:
     """Say which flow it is, with the arguments it was made with.
 
     Raises:
@@ -174,13 +185,13 @@ def flow_config(flow: Flow) -> FlowConfig:
     return FlowConfig.model_validate({"name": name, "arguments": flow.arguments})
 
 
-def build_flow(config: FlowConfig) -> Flow:
+def build_flow(config: FlowConfig) -> Recorded:
     """The flow that a configuration describes, with weights yet to be loaded.
 
     Raises:
         ValueError: if its arguments do not suit each other.
     """
-    constructor: Callable[..., Flow] = FAMILIES[config.name]
+    constructor: Callable[..., Recorded] = FAMILIES[config.name]
     with torch.random.fork_rng(devices=[]):
         return constructor(**config.arguments.model_dump())
 
