@@ -3,6 +3,7 @@ r"""Tables of numbers and categories: discrete variables first, then numbers giv
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from quarflow.flows.flow import FlowDistribution
 from quarflow.flows.quar import QuAR
 from quarflow.flows.recorded import Recorded
 from quarflow.flows.register import family
-from quarflow.nn import Categorical, OneHot
+from quarflow.nn import Categorical, GaussianRegression, OneHot
 
 __all__ = ["MixedQuAR", "Pair"]
 
@@ -90,13 +91,15 @@ class MixedQuAR(Recorded):
         self.switching = [(j, to - 1) for j, to in enumerate(switches) if to]
         codes = self.one_hot.width
         self.flow: QuAR | None = None
+        reads = codes + context + (5 * features if patterns else 0)
+        self.guess = GaussianRegression(features, codes) if patterns and features else None
         if features:
             self.flow = QuAR(
                 features,
-                codes + context + (3 * features if patterns else 0),
+                reads,
                 transforms=transforms,
                 hidden_features=hidden_features,
-                context_features=context_features,
+                context_features=context_features if reads else (),
                 norm=norm,
                 order=order,
                 activation=activation,
@@ -140,7 +143,9 @@ class MixedQuAR(Recorded):
             e = self._for_codes(x, given, c)
             total = total + self.discrete.log_prob(x[1], modelled[1], e)
         if self.flow is not None:
-            total = total + self._numbers(x, given, modelled, c).log_prob(_at(x[0], modelled[0]))
+            p, guess = self._numbers(x, given, modelled, c)
+            u, ladj = guess.standardised(x[0], modelled[0])
+            total = total + p.log_prob(u) + ladj
 
         return total
 
@@ -180,8 +185,8 @@ class MixedQuAR(Recorded):
         given, modelled = self.masks(x, given, modelled)
         if self.flow is None:
             return x[0]
-        p = self._numbers(x, given, modelled, c)
-        z: Tensor = p.transform(_at(x[0], modelled[0]))
+        p, guess = self._numbers(x, given, modelled, c)
+        z: Tensor = p.transform(guess.standardised(x[0], modelled[0])[0])
 
         return z
 
@@ -196,8 +201,8 @@ class MixedQuAR(Recorded):
         given, modelled = self.masks(x, given, modelled)
         if self.flow is None:
             return x[0]
-        p = self._numbers(x, given, modelled, c)
-        made = p.drawn(_at(z.to(self.dtype), modelled[0])).to(x[0].dtype)
+        p, guess = self._numbers(x, given, modelled, c)
+        made = guess.back(p.drawn(_at(z.to(self.dtype), modelled[0]))).to(x[0].dtype)
         kept = torch.where(given[0], x[0], torch.nan)
 
         return torch.where(modelled[0], made, kept)
@@ -219,11 +224,11 @@ class MixedQuAR(Recorded):
         if self.flow is None:
             return self.discrete is not None
         given, modelled = self.masks(x, given, modelled)
-        e = self._for_numbers(x, given, modelled, c)
-        whole = modelled[0].all(1)  # others would make the scale of the affine maps too small
-        some = whole if whole.sum() >= 64 else torch.ones_like(whole)
+        if self.guess is not None:
+            self.guess.fit(*self._side_by_side(x, (~x[0].isnan(), x[1] >= 0)))
+        e, guess = self._for_numbers(x, given, modelled, c)
 
-        return self.flow.initialize(_at(x[0], modelled[0])[some], None if e is None else e[some])
+        return self.flow.initialize(guess.standardised(x[0], modelled[0])[0], e, modelled[0])
 
     def masks(self, x: Pair, given: Pair | None, modelled: Pair | None) -> tuple[Pair, Pair]:
         """Both masks as pairs, without numbers that are switched off, and what is not there."""
@@ -254,24 +259,40 @@ class MixedQuAR(Recorded):
         """Of the parameters."""
         return next(self.parameters()).dtype
 
-    def _numbers(self, x: Pair, given: Pair, modelled: Pair, c: Tensor | None) -> FlowDistribution:
-        """The distribution of the modelled numbers, given all codes that are known."""
-        assert self.flow is not None
-        e = self._for_numbers(x, given, modelled, c)
-        if not self.patterns and not self.switching:
-            return self.flow(e)
+    def _numbers(
+        self, x: Pair, given: Pair, modelled: Pair, c: Tensor | None
+    ) -> tuple[FlowDistribution, _Guess]:
+        """The distribution of the modelled numbers, given all codes that are known.
 
-        return self.flow(e, modelled[0])
+        It is that of how far they are from what the guess says, in its units.
+        """
+        assert self.flow is not None
+        e, guess = self._for_numbers(x, given, modelled, c)
+        if not self.patterns and not self.switching:
+            return self.flow(e), guess
+
+        return self.flow(e, modelled[0]), guess
 
     def _for_numbers(
         self, x: Pair, given: Pair, modelled: Pair, c: Tensor | None
-    ) -> Tensor | None:
+    ) -> tuple[Tensor | None, _Guess]:
         # whether a code is given or modelled makes no difference to the numbers
-        parts = [self.one_hot(x[1], given[1] | modelled[1])]
-        if self.patterns:
+        known = given[1] | modelled[1]
+        parts, guess = [self.one_hot(x[1], known)], _Guess()
+        if self.guess is not None:
+            values, there = self._side_by_side(x, (given[0], known))
+            guess = _Guess(*self.guess(values, there))
             parts += [_at(x[0], given[0]), given[0], modelled[0]]
+            parts += [_at(part, modelled[0]) for part in (guess.location, guess.log_scale)]
 
-        return self._joined(parts, c)
+        return self._joined(parts, c), guess
+
+    def _side_by_side(self, x: Pair, known: Pair) -> tuple[Tensor, Tensor]:
+        """Numbers and one-hot codes (N, S), and which of these are known."""
+        owner = self.one_hot.owner
+        values = torch.cat([_at(x[0], known[0]), self.one_hot(x[1]).to(x[0].dtype)], 1)
+
+        return values.to(self.dtype), torch.cat([known[0], known[1][:, owner]], 1)
 
     def _for_codes(self, x: Pair, given: Pair, c: Tensor | None) -> Tensor | None:
         parts = []
@@ -286,6 +307,29 @@ class MixedQuAR(Recorded):
             return None
 
         return torch.cat([part.to(self.dtype) for part in parts], 1)
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """Where numbers (N, Dn) are expected, and how far from there; None for 0 and 1."""
+
+    location: Tensor | None = None
+    log_scale: Tensor | None = None
+
+    def standardised(self, numbers: Tensor, modelled: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Modelled numbers in units of the guess, 0 elsewhere, and the ladj (N)."""
+        if self.location is None or self.log_scale is None:
+            return _at(numbers, modelled), 0.0
+        moved = (_at(numbers, modelled) - self.location) * (-self.log_scale).exp()
+
+        return _at(moved, modelled), -_at(self.log_scale, modelled).sum(1)
+
+    def back(self, u: Tensor) -> Tensor:
+        """The numbers again."""
+        if self.location is None or self.log_scale is None:
+            return u
+
+        return self.location + u * self.log_scale.exp()
 
 
 def _at(values: Tensor, here: Tensor) -> Tensor:

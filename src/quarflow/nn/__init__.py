@@ -12,6 +12,7 @@ from quarflow.nn.lipschitz import (
 from quarflow.nn.lipschitz_trick import lipschitz_trick
 from quarflow.nn.made import MADE, MaskedLinear
 from quarflow.nn.mlp import BoundMLP
+from quarflow.nn.regression import GaussianRegression
 from quarflow.nn.triangular import TriangularLayer
 from quarflow.ops.activations import ACTIVATIONS, activation, elu, lipswish, sin, tanh
 from quarflow.ops.bounds import convolution_bound, spectral_bound
@@ -26,6 +27,7 @@ __all__ = [
     "Branch",
     "Categorical",
     "ConvBranch",
+    "GaussianRegression",
     "Linearization",
     "LipschitzBranch",
     "LipschitzConvNet",
