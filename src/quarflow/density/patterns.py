@@ -2,6 +2,8 @@ r"""Which columns of a training row are given, modelled or absent: drawn anew fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,10 @@ CONDITIONAL, MARGINAL, SINGLE = 0.35, 0.2, 0.2
 
 
 def draw_patterns(
-    there: Tensor, generator: torch.Generator, whole: float = 0.4
+    there: Tensor,
+    generator: torch.Generator,
+    whole: float = 0.4,
+    blocks: Sequence[Sequence[int]] = (),
 ) -> tuple[Tensor, Tensor]:
     """Masks (n, D) of what is given and what is modelled, for rows of which some cells are there.
 
@@ -25,6 +30,7 @@ def draw_patterns(
         there: Which cells hold a value, (n, D).
         generator: Of the patterns.
         whole: The part of the rows that are modelled whole.
+        blocks: Columns that are one variable together, and are all of one kind in each row.
 
     Example:
         >>> there = torch.ones(1000, 3, dtype=torch.bool)
@@ -52,12 +58,19 @@ def draw_patterns(
     modelled = cell < shares[:, :1]
     given = ~modelled & (cell < shares[:, :2].sum(1, keepdim=True))
     # one column that is modelled in any case
-    place = torch.where(there, uniform(n, D), -1.0).argmax(1, keepdim=True)
+    free = there.clone()
+    for block in blocks:
+        free[:, block[1:]] = False
+    place = torch.where(free, uniform(n, D), -1.0).argmax(1, keepdim=True)
     sure = nothing.expand(n, D).scatter(1, place, True)
     modelled, given = modelled | sure, given & ~sure
     whole_rows = rest < 0
+    given, modelled = given & ~whole_rows, modelled | whole_rows
+    for block in blocks:
+        first = list(block[:1])
+        given[:, block], modelled[:, block] = given[:, first], modelled[:, first]
 
-    return given & there & ~whole_rows, (modelled | whole_rows) & there
+    return given & there, modelled & there
 
 
 def pack(given: Tensor, modelled: Tensor, c: Tensor | None) -> Tensor:

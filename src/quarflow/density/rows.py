@@ -85,6 +85,7 @@ class PatternRows(TableRows):
     ) -> None:
         super().__init__(rows, context, columns, index, context_names)
         self.whole, self.parts = whole, columns.parts()
+        self.x = self.parts.tidy(self.x)
 
     def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows (n, D) in data units, and masks and context, (n, 2 D + C), float64."""
@@ -92,13 +93,17 @@ class PatternRows(TableRows):
         there = ~x.isnan()
         given, modelled = torch.zeros_like(there), there
         if self.whole < 1:
-            given, modelled = draw_patterns(there, generator, self.whole)
-            given, modelled = self.parts.unite(given), self.parts.unite(modelled)
+            blocks = [v.columns for v in self.parts.discrete if len(v.columns) > 1]
+            given, modelled = draw_patterns(there, generator, self.whole, blocks)
         noisy = self.columns.dequantise(x, generator, self.cells)
         # what is given is exact, and single values that a number often holds have no noise
-        x = torch.where(given | self.parts.on_mass(x), x, noisy)
+        exact = given.clone()
+        exact[:, self.parts.numbers] |= self.parts.split(x)[0].isnan()
 
-        return x, pack(given, modelled, None if self.c is None else self.c[index])
+        return torch.where(exact, x, noisy), pack(given, modelled, self._context(index))
+
+    def _context(self, index: Tensor) -> Tensor | None:
+        return None if self.c is None else self.c[index]
 
 
 class ImageRows:

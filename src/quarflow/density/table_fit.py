@@ -70,12 +70,12 @@ class Made:
     def notice(self, rows: NDArray[np.float64]) -> str | None:
         """A sentence on columns of the rows that others determine exactly, if there are any."""
         parts = self.columns.parts()
-        numbers = rows[:, list(parts.places)]
+        numbers = rows[:, parts.numbers]
         there = ~np.isnan(numbers).any(1)
         if there.sum() < 2 or not numbers.shape[1]:
             return None
 
-        return dependence(numbers[there], parts.numbers.columns)
+        return dependence(numbers[there], parts.columns)
 
     def identity(self) -> dict[str, Any]:
         """What the fit is, besides its rows and training settings, for its checkpoints."""
@@ -201,7 +201,7 @@ def asks_any(asked: Mapping[str, Any], rows: NDArray[np.float64]) -> bool:
 
 def is_mixed(queries: str, columns: Columns) -> bool:
     """Whether the density is more than one flow over all columns of complete rows."""
-    return queries == "any" or bool(columns.parts().categories)
+    return queries == "any" or bool(columns.parts().sizes)
 
 
 def _chosen(asked: Mapping[str, Any], auto: Defaults) -> dict[str, Any]:
@@ -255,8 +255,8 @@ def build_mixed(chosen: Mapping[str, Any], columns: Columns, context: int, seed:
 
         flow = MixedQuAR(
             len(parts.numbers),
-            context,
-            categories=parts.categories,
+            context + len(parts.feature_owner) * (chosen["queries"] == "any"),
+            categories=parts.sizes,
             switches=parts.switches,
             patterns=chosen["queries"] == "any",
             hidden_features=width,

@@ -34,7 +34,8 @@ class TableModel(nn.Module):
         super().__init__()
         self.flow, self.columns, self.context_columns = flow, columns, context_columns
         self.parts = columns.parts()
-        self.map, self.cells = self.parts.numbers.transform(), self.parts.numbers.cells()
+        self.numbers = Columns(self.parts.columns)
+        self.map, self.cells = self.numbers.transform(), self.numbers.cells()
         self.context_map = None if context_columns is None else context_columns.transform()
 
     # What may be asked of it
@@ -82,7 +83,7 @@ class TableModel(nn.Module):
         """The base noise (N, D) of the modelled numbers; 0 elsewhere."""
         asked = self.bind(x, given, modelled, c)
         out = torch.zeros_like(x)
-        out[:, list(self.parts.places)] = self.flow.noise(*asked.standardised()).to(x.dtype)
+        out[:, self.parts.numbers] = self.flow.noise(*asked.standardised()).to(x.dtype)
 
         return out
 
@@ -101,13 +102,12 @@ class TableModel(nn.Module):
         """
         asked = self.bind(x, given, modelled, c, empty=True)
         codes = asked.codes.clone()
-        for j, to in enumerate(self.parts.switches):
-            if to:
-                last = self.parts.categories[j] - 1
-                missing = asked.modelled[1][:, j] & (codes[:, j] < 0)
-                codes[:, j] = torch.where(missing, last, codes[:, j])
+        for i, variable in enumerate(self.parts.discrete):
+            if variable.number is not None:
+                missing = asked.modelled[1][:, i] & (codes[:, i] < 0)
+                codes[:, i] = torch.where(missing, variable.size - 1, codes[:, i])
         (u, _), known, wanted, context = asked.standardised()
-        z = z[:, list(self.parts.places)]
+        z = z[:, self.parts.numbers]
         u = self.flow.from_noise(z, (u, codes), known, wanted, context)
 
         return self._joined(asked, self.map.inv(u.double()), codes)
@@ -157,25 +157,47 @@ class TableModel(nn.Module):
         Arguments:
             empty: Whether modelled cells may be missing, as those that are to be filled in.
         """
+        x = self.parts.tidy(x)
         numbers, codes = self.parts.split(x)
         there = ~x.isnan()
         given = torch.zeros_like(there) if given is None else given & there
         modelled = ~given if modelled is None else modelled & ~given
         if not empty:
             modelled = modelled & there
-        known, wanted = self.parts.masks(given), self.parts.masks(modelled)
-        impossible = (wanted[1] & (codes < 0)).any(1)
-        if not empty:  # values that never occurred
+        masks = self.parts.masks(given, modelled)
+        known = masks.given_numbers, masks.given_codes
+        wanted = masks.modelled_numbers, masks.modelled_codes
+        impossible = self.parts.impossible(x, modelled)
+        if not empty:
             wanted = wanted[0], wanted[1] & (codes >= 0)
             known, wanted = self.flow.masks((numbers, codes), known, wanted)
-        if c is not None and self.context_map is not None:
-            c = self.context_map(c).to(self.flow.dtype)
 
-        return Asked(self, x, given, numbers, codes, known, wanted, impossible, c)
+        return Asked(
+            self,
+            x,
+            given,
+            numbers,
+            codes,
+            known,
+            wanted,
+            impossible,
+            self._context(c, numbers, known),
+        )
+
+    def _context(self, c: Tensor | None, numbers: Tensor, known: Pair) -> Tensor | None:
+        """What is always known, (N, C + F): the context, and angles of numbers that are given."""
+        parts = []
+        if c is not None and self.context_map is not None:
+            parts.append(self.context_map(c))
+        if self.parts.feature_owner and self.flow.patterns:
+            here = known[0][:, self.parts.feature_owner]
+            parts.append(torch.where(here, self.parts.circles(numbers), 0.0))
+
+        return torch.cat(parts, 1).to(self.flow.dtype) if parts else None
 
     def _joined(self, asked: Asked, numbers: Tensor, codes: Tensor) -> Tensor:
         """Rows of numbers and codes in data units, with what is given as it was."""
-        snapped = self.parts.numbers.snap(numbers)
+        snapped = self.numbers.snap(numbers)
         numbers = torch.where(numbers.isnan(), torch.nan, snapped)
         x = self.parts.join(numbers, codes)
 

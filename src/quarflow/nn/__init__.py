@@ -3,6 +3,7 @@
 from quarflow.nn.bound import BoundBranch, BoundBranches
 from quarflow.nn.branch import Branch, ConvBranch
 from quarflow.nn.categorical import Categorical, OneHot
+from quarflow.nn.context import ContextNetwork
 from quarflow.nn.lipschitz import (
     LipschitzBranch,
     LipschitzConvNet,
@@ -26,6 +27,7 @@ __all__ = [
     "BoundMLP",
     "Branch",
     "Categorical",
+    "ContextNetwork",
     "ConvBranch",
     "GaussianRegression",
     "Linearization",

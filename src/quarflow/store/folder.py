@@ -273,7 +273,12 @@ def _check_parts(config: ModelConfig, path: Path) -> None:
     names = [c.name for c in config.columns]
     context = [c.name for c in config.context_columns or []]
     parts = Columns(tuple(config.columns)).parts()
-    wanted: tuple[Any, ...] = (len(parts.numbers), len(context), parts.categories, parts.switches)
+    wanted: tuple[Any, ...] = (
+        len(parts.numbers),
+        len(context),
+        tuple(parts.sizes),
+        parts.switches,
+    )
     found: tuple[Any, ...] = (arguments.features, arguments.context, (), ())
     if config.flow.name == "MixedQuAR":
         found = (*found[:2], tuple(arguments.categories), tuple(arguments.switches))

@@ -27,6 +27,7 @@ from pydantic import (
     create_model,
     field_validator,
 )
+from torch import nn
 
 from quarflow.flows import FAMILIES
 from quarflow.flows.arguments import as_json
@@ -47,8 +48,6 @@ Width = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Whole = Annotated[int, Field(ge=0, le=65_536, strict=True)]
 Few = Annotated[int, Field(ge=1, le=1024, strict=True)]
 FEW = ("transforms", "scales", "terms", "eval_terms")  # loops run over them
-
-
 # Sequences of whole numbers that are not widths of layers, of which there is one at least.
 SEQUENCES: dict[str, Any] = {
     "context_features": Annotated[list[Width], Field(max_length=32)],
@@ -162,6 +161,8 @@ def _bounded(name: str, hint: Any) -> Any:
         return reduce(or_, (_bounded(name, part) for part in get_args(hint)))
     if get_origin(hint) is Literal or hint is NoneType:
         return hint
+    if hint is nn.Module:
+        return NoneType  # of the user's own code: no folder holds one
     raise TypeError(f"{name}: flows with arguments of type {hint} cannot be saved.")
 
 
@@ -177,6 +178,12 @@ def flow_config(flow: Recorded) -> FlowConfig:
         'PlanarFlow'
     """
     name = type(flow).__name__
+    for key, value in flow.arguments.items():
+        if isinstance(value, nn.Module):
+            raise ValueError(
+                f"A flow with an {key} of your own cannot be saved in a folder: it could not be "
+                "loaded without your code. Save its state_dict(), or fit to embedded contexts."
+            )
     if type(flow) is not FAMILIES.get(name):
         raise ValueError(
             f"A {name} cannot be saved; the flows that can are {', '.join(FAMILIES)}."
