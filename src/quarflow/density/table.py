@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
+from quarflow.data.finite import check_finite
 from quarflow.density.checks import check_rows, read_context
 from quarflow.density.starting import fall_back, what_happened
 from quarflow.density.table_answers import TableAnswers
@@ -45,6 +46,12 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
         list of columns.
     tails
         ``"auto"`` tames heavy-tailed columns by an asinh before the flow, ``"none"`` does not.
+    kinds
+        What columns are where they shall not be what they look like: ``{"zip": "category"}``,
+        ``{"angle": {"kind": "periodic", "period": 360}}``, ``{"sold": {"cyclic": ["year"]}}``.
+    unseen
+        What a category is, in scoring, that training did not have: ``"error"``, ``"impossible"``
+        (minus infinity), or ``"missing"``.
     queries
         ``"any"`` makes it one density of any columns given any others, the rest integrated out;
         ``"none"`` models whole rows only. ``"auto"`` is ``"any"`` where training rows have
@@ -108,6 +115,8 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
         bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
         discrete: Literal["auto", "none"] | Sequence[str] = "auto",
         tails: Literal["auto", "none"] = "auto",
+        kinds: Mapping[str, Any] | None = None,
+        unseen: Literal["error", "impossible", "missing"] = "error",
         queries: Literal["auto", "any", "none"] = "auto",
         missing: Literal["absent", "refuse"] = "absent",
         batch_size: int | Literal["auto"] = "auto",
@@ -137,6 +146,8 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
         self.bounds = bounds
         self.discrete = discrete
         self.tails = tails
+        self.kinds = kinds
+        self.unseen = unseen
         self.queries = queries
         self.missing = missing
         self.batch_size = batch_size
@@ -162,8 +173,8 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
         Parameters
         ----------
         X
-            Rows to model, shape (n, D): an array, a tensor, or a pandas or polars frame, of
-            numbers in any type (whole, boolean, Decimal, nullable, objects).
+            Rows to model, shape (n, D): an array, a tensor, lists, or a pandas or polars frame,
+            of numbers, text, flags, categories, dates and durations in any type.
         y
             Ignored.
         context
@@ -181,12 +192,15 @@ class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
         """
         begun = time.perf_counter()
 
-        rows = self._check_rows(X, reset=True)
+        known = self._encoded(X, reset=True)
+        rows = known.values
+        if self.missing == "refuse":
+            check_finite(rows, known.names)
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
         check_rows(len(rows))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         asked = self.get_params(deep=False)
-        made = prepare(asked, rows, self._names(), given, context_names, seed)
+        made = prepare(asked, rows, known, given, context_names, seed)
         notice = made.notice(rows)
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)

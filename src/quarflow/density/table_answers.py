@@ -3,24 +3,26 @@ r"""What a fitted density of a table is asked: scores, noise and samples."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from quarflow.data.column_notices import far_away
-from quarflow.data.finite import check_finite
+from quarflow.data.encode import Encoded, encode
+from quarflow.data.finite import check_finite, refuse_infinite
 from quarflow.data.values import is_frame, read_values
 from quarflow.density.checks import check_table, context_for, warn_of_new_values
 from quarflow.density.data_units import DataUnits, data_units
 from quarflow.density.table_files import TableFiles
-from quarflow.density.table_model import TableModel
+from quarflow.density.table_model import TableModel, takes_holes
 from quarflow.density.table_use import CHUNK, CHUNK_NUMBERS, by_parts, in_chunks, refuse_unsure
 from quarflow.flows import FlowDistribution, MixedQuAR
 from quarflow.transforms.trust import Amplification
@@ -32,6 +34,9 @@ class TableAnswers(TableFiles):
     """Scores, noise and samples of a density of tables; :class:`quarflow.QuARDensity` is it."""
 
     n_features_in_: int
+    kinds: Mapping[str, Any] | None
+    unseen: Literal["error", "impossible", "missing"]
+    missing: str
 
     def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
         """Log-density of each row, in nats and the data's own units.
@@ -49,7 +54,7 @@ class TableAnswers(TableFiles):
             Context of the rows, shape (n, C), or one row of it for all.
         """
         check_is_fitted(self)
-        rows = self._check_rows(X, reset=False)
+        rows = self._check_rows(X)
         given = self._given_context(context, len(rows))
         model = self._exact()
         if isinstance(model, TableModel):
@@ -78,7 +83,7 @@ class TableAnswers(TableFiles):
         """The noise that rows are mapped to, shape (n, D); it follows the base distribution."""
         model = self._exact()
         if isinstance(model, TableModel):
-            rows = self._check_rows(X, reset=False)
+            rows = self._check_rows(X)
             given = self._given_context(context, len(rows))
             return by_parts(partial(_noise, model), rows, given, self._chunk_rows())
 
@@ -170,7 +175,7 @@ class TableAnswers(TableFiles):
     ) -> NDArray[np.float64]:
         """Rows through the density in chunks; weights are bound once when there is no context."""
         check_is_fitted(self)
-        rows = X if checked else self._check_rows(X, reset=False)
+        rows = X if checked else self._check_rows(X)
         given = self._given_context(context, len(rows))
         model = self._exact() if model is None else model
         assert isinstance(model, DataUnits)
@@ -193,17 +198,38 @@ class TableAnswers(TableFiles):
 
         return data_units(flow, self.columns_, self.context_columns_)
 
-    def _check_rows(self, X: Any, reset: bool) -> NDArray[np.float64]:
-        values, names = read_values(X, "X")
-        check_table(values)
-        framed = is_frame(X) and names is not None
-        if framed:  # scikit-learn compares the names; the values have been read
-            validate_data(self, X, reset=reset, skip_check_array=True)
-        check = check_array if framed else partial(validate_data, self, reset=reset)
-        rows = check(values, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=reset)
-        check_finite(rows, self._names())
+    def _check_rows(self, X: Any) -> NDArray[np.float64]:
+        """Rows to use the fitted density with, (n, D), NaN where missing."""
+        check_is_fitted(self)
+        values = self._encoded(X, reset=False).values
+        if not takes_holes(self.flow_, self.missing):
+            check_finite(values, self._names())
 
-        return np.require(rows, requirements=["C", "W"])  # tensors cannot share read-only memory
+        return values
+
+    def _encoded(self, X: Any, reset: bool) -> Encoded:
+        """A table as numbers, of the columns that were fitted, or are to be."""
+        named = is_frame(X) and any(isinstance(name, str) for name in X.columns)
+        if named or not reset:
+            self._check_names(X, reset)
+        columns = None if reset else self.columns_
+        found = encode(X, columns, kinds=self.kinds, unseen=self.unseen)
+        if not is_frame(X):
+            check_table(X if hasattr(X, "ndim") else np.asarray(X, dtype=object))
+        if reset and not named:
+            validate_data(self, found.values, reset=True, ensure_all_finite=False)
+        refuse_infinite(found.values, found.names)
+
+        return found
+
+    def _check_names(self, X: Any, reset: bool) -> None:
+        """Let scikit-learn compare names and numbers of columns."""
+        if not is_frame(X):
+            shape = np.shape(X)
+            if len(shape) != 2:
+                return
+            X = np.empty((1, shape[1]))
+        validate_data(self, X, reset=reset, skip_check_array=True)
 
     def _given_context(self, context: Any, rows: int) -> NDArray[np.float64] | None:
         if self.context_columns_ is None:

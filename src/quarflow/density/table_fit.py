@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quarflow.data.column_notices import dependence
 from quarflow.data.columns import Columns
+from quarflow.data.encode import Encoded
 from quarflow.density.base import RUN
 from quarflow.density.data_units import DataUnits, data_units
 from quarflow.density.defaults import NO_LIMIT, Defaults, choose_defaults
@@ -112,7 +113,7 @@ class Made:
 def prepare(
     asked: Mapping[str, Any],
     rows: NDArray[np.float64],
-    names: list[str],
+    known: Encoded,
     given: NDArray[np.float64] | None,
     context_names: list[str],
     seed: int,
@@ -121,7 +122,8 @@ def prepare(
 
     Arguments:
         asked: Arguments of the estimator.
-        rows, names: The table, (n, D), and its columns.
+        rows: The table, (n, D).
+        known: What is known of its columns.
         given, context_names: The context, (n, C) or None, and its columns.
         seed: Of all random choices.
 
@@ -133,14 +135,19 @@ def prepare(
             "validation_fraction must be above 0 and at most 0.5, not "
             f"{asked['validation_fraction']}."
         )
+    if asked["missing"] not in ("absent", "refuse"):
+        raise ValueError(f"missing must be 'absent' or 'refuse', not {asked['missing']!r}.")
     if asked["start"] not in ("auto", "none"):
         raise ValueError(f"start must be 'auto' or 'none', not {asked['start']!r}.")
     columns = Columns.fit(
         rows,
-        names,
+        known.names,
         bounds=asked["bounds"],
         discrete=asked["discrete"],
         tails=asked["tails"],
+        drafts=known.drafts,
+        asked=known.asked,
+        mixed=not known.plain,
     )
     context_columns = None
     if given is not None:

@@ -266,3 +266,8 @@ class Bound:
         asked = self.asked(x)
 
         return asked.density(asked.numbers)
+
+
+def takes_holes(flow: nn.Module, missing: str) -> bool:
+    """Whether rows may have missing values, which are then integrated out."""
+    return isinstance(flow, MixedQuAR) and flow.patterns and missing != "refuse"
