@@ -75,7 +75,8 @@ class TableModel(nn.Module):
         """Rows (N, D) with what is modelled drawn, what is given kept, and NaN elsewhere."""
         asked = self.bind(x, given, modelled, c, empty=True)
         u, codes = self.flow.sample(*asked.standardised(), generator)
-        numbers = self.cells.settle(self.map.inv(u.double()), generator)
+        numbers = self.map.inv(u.double())
+        numbers = self.cells.settle(numbers, generator or torch.default_generator)
 
         return self._joined(asked, numbers, codes)
 

@@ -283,7 +283,7 @@ class MixedQuAR(Recorded):
             values, there = self._side_by_side(x, (given[0], known))
             guess = _Guess(*self.guess(values, there))
             parts += [_at(x[0], given[0]), given[0], modelled[0]]
-            parts += [_at(part, modelled[0]) for part in (guess.location, guess.log_scale)]
+            parts += [_at(part, modelled[0]) for part in guess.told()]
 
         return self._joined(parts, c), guess
 
@@ -323,6 +323,14 @@ class _Guess:
         moved = (_at(numbers, modelled) - self.location) * (-self.log_scale).exp()
 
         return _at(moved, modelled), -_at(self.log_scale, modelled).sum(1)
+
+    def told(self) -> tuple[Tensor, ...]:
+        """What is said, as further context."""
+        return (
+            ()
+            if self.location is None or self.log_scale is None
+            else (self.location, self.log_scale)
+        )
 
     def back(self, u: Tensor) -> Tensor:
         """The numbers again."""
