@@ -63,6 +63,17 @@ class ArraySource:
             values = np.stack([np.asarray(c[part], dtype=np.float64) for c in chosen], axis=1)
             yield values, self._kept(others, part)
 
+    def frames(self, columns: Sequence[int], rows: int) -> Iterator[pl.DataFrame]:
+        """See Source; the flags of a bare array are numbers."""
+        import polars as pl
+
+        count = len(next(iter(self._columns_by_name.values())))
+        for start in range(0, max(count, 1), rows):
+            held = self._kept(columns, slice(start, start + rows))
+            assert held is not None
+            found = held.rename({self.names[i]: f"c{i}" for i in columns})
+            yield found if self.named else found.cast({pl.Boolean: pl.Float64})
+
     def _kept(self, others: Sequence[int], part: slice) -> pl.DataFrame | None:
         """Other columns as they are, as far as a table can hold them."""
         import polars as pl

@@ -231,7 +231,9 @@ class Draft:
             )
 
 
-def code(raw: Raw, column: Column, what: str = "X", unseen: Unseen = "error") -> NDArray[Any]:
+def code(
+    raw: Raw, column: Column, what: str = "X", unseen: Unseen = "error", start: int = 0
+) -> NDArray[Any]:
     """The values of a column as numbers (n,), NaN where missing.
 
     Arguments:
@@ -240,17 +242,18 @@ def code(raw: Raw, column: Column, what: str = "X", unseen: Unseen = "error") ->
         what: The table's name in messages.
         unseen: What a label that the column does not have is: an error, a code of its own (-1),
             or missing.
+        start: The rows before, for messages.
 
     Raises:
         ValueError: naming the column and the row.
     """
     where = f"Column {column.name!r} of {what}"
     if column.kind == "category":
-        return _codes(raw, column, where, unseen)
+        return _codes(raw, column, where, unseen, start)
     if column.kind in ("date", "duration"):
-        return _times(raw, column, where)
+        return _times(raw, column, where, start)
     if raw.text is not None:
-        raw = read_as(raw.text, "number", where)
+        raw = read_as(raw.text, "number", where, start)
     if raw.numbers is None:
         raise not_numbers(
             where, {"label": "text", "duration": "time spans"}.get(raw.form, "dates")
@@ -263,9 +266,9 @@ def code(raw: Raw, column: Column, what: str = "X", unseen: Unseen = "error") ->
     return raw.numbers
 
 
-def _times(raw: Raw, column: Column, where: str) -> NDArray[np.float64]:
+def _times(raw: Raw, column: Column, where: str, start: int) -> NDArray[np.float64]:
     if raw.text is not None:
-        raw = read_as(raw.text, column.kind, where, form=column.format)
+        raw = read_as(raw.text, column.kind, where, start, column.format)
     if raw.times is None and raw.missing.all():
         return np.full(len(raw), np.nan)
     spans = raw.form == "duration"
@@ -281,7 +284,9 @@ def _times(raw: Raw, column: Column, where: str) -> NDArray[np.float64]:
     return since(raw, column)
 
 
-def _codes(raw: Raw, column: Column, where: str, unseen: Unseen) -> NDArray[np.float64]:
+def _codes(
+    raw: Raw, column: Column, where: str, unseen: Unseen, start: int
+) -> NDArray[np.float64]:
     labels = column.categories
     if raw.text is not None and all(isinstance(label, str) for label in labels):
         found = raw.text.replace_strict(
@@ -299,9 +304,9 @@ def _codes(raw: Raw, column: Column, where: str, unseen: Unseen) -> NDArray[np.f
     elif unseen == "error" and new.any():
         row = int(np.argmax(new))
         raise ValueError(
-            f"{where} holds {shorten(_value(raw, row))} in row {row + 1:,}, which is none of its "
-            f"categories ({some_labels(labels)}); score such rows with unseen='impossible' or "
-            "'missing'."
+            f"{where} holds {shorten(_value(raw, row))} in row {start + row + 1:,}, which is none "
+            f"of its categories ({some_labels(labels)}); score such rows with "
+            "unseen='impossible' or 'missing'."
         )
     return codes
 

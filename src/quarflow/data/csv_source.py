@@ -107,19 +107,37 @@ class CsvSource:
             empty = pl.DataFrame(schema=dict.fromkeys(names, pl.String)) if others else None
             yield np.empty((0, len(columns))), empty
 
+    def frames(self, columns: Sequence[int], rows: int) -> Iterator[pl.DataFrame]:
+        """See Source; how many rows come at a time is set by BLOCK, not by ``rows``."""
+        import polars as pl
+
+        names, empty = [f"c{i}" for i in columns], True
+        for block, line in self._blocks():
+            self._check_text(block)
+            text = self._frame(block, line, columns, as_text=True).select(names)
+            blank = pl.col(names).str.strip_chars().is_in(MISSING)
+            if len(text):
+                empty = False
+                yield text.with_columns(pl.when(~blank).then(pl.col(names)).name.keep())
+        if empty:
+            yield pl.DataFrame(schema=dict.fromkeys(names, pl.String))
+
     def _texts(self, block: bytes, line: int, others: Sequence[int]) -> pl.DataFrame:
         """Columns of a block as they are written, the numbers in them too."""
-        try:
-            block.decode()
-        except UnicodeDecodeError:
-            raise TableError(
-                f"{self.path} is not UTF-8 text, so its other columns cannot be kept; save it as "
-                "UTF-8."
-            ) from None
+        self._check_text(block)
         frame = self._frame(block, line, others, as_text=True, missing=[])
         return frame.select(f"c{i}" for i in others).rename(
             {f"c{i}": self.names[i] for i in others}
         )
+
+    def _check_text(self, block: bytes) -> None:
+        try:
+            block.decode()
+        except UnicodeDecodeError:
+            raise TableError(
+                f"{self.path} is not UTF-8 text, so what stands in its columns of text cannot be "
+                "told; save it as UTF-8."
+            ) from None
 
     def _blocks(self) -> Iterator[tuple[bytes, int]]:
         """Whole records, about BLOCK bytes at a time, and the line number of the first."""

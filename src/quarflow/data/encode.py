@@ -90,6 +90,7 @@ def encode(
     what: str = "X",
     prefix: str = "x",
     unseen: Unseen = "error",
+    start: int = 0,
 ) -> Encoded:
     """A frame, array, tensor or lists as numbers, one for each value.
 
@@ -102,6 +103,7 @@ def encode(
         prefix: Columns without names are called so, and counted from 0.
         unseen: What a label is that fitted columns do not have: an error, impossible (the code
             -1), or missing.
+        start: The rows before these, for messages.
 
     Raises:
         ValueError: naming the column and row.
@@ -139,7 +141,7 @@ def encode(
             )
     values = np.empty((len(raws[0]) if raws else 0, len(raws)))
     for j, (raw, column) in enumerate(zip(raws, drafts, strict=True)):
-        values[:, j] = code(raw, column, what, unseen)
+        values[:, j] = code(raw, column, what, unseen, start)
 
     return Encoded(values, names, named, drafts, asked)
 

@@ -83,6 +83,16 @@ class ParquetSource:
             kept = self._run(rest.slice(start, rows).collect) if others else None
             yield frame.to_numpy(order="c", writable=True), kept
 
+    def frames(self, columns: Sequence[int], rows: int) -> Iterator[pl.DataFrame]:
+        """See Source."""
+        import polars as pl
+
+        count = int(self._run(self._table.select(pl.len()).collect).item())
+        chosen = self._table.select(pl.nth(i).alias(f"c{i}") for i in columns)
+        rows = max(rows, SLICE // len(columns))
+        for start in range(0, max(count, 1), rows):
+            yield self._run(chosen.slice(start, rows).collect)
+
     def _text(self, i: int) -> str:
         """An example of the text in a column, and its row."""
         import polars as pl

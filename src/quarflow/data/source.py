@@ -48,6 +48,17 @@ class Source(Protocol):
             TableError: For a value that is no number.
         """
 
+    def frames(self, columns: Sequence[int], rows: int) -> Iterator[pl.DataFrame]:
+        """The rows in file order, piece by piece, as they are: of a text file, all text.
+
+        Arguments:
+            columns: Positions of the columns to read.
+            rows: About so many rows at a time.
+
+        Returns:
+            Frames whose columns are called c0, c1, ... by position, null where a value is missing.
+        """
+
 
 def check_here(path: Path, suffixes: Sequence[str]) -> None:
     """Refuse what is no file of a table on this machine, saying what it is instead.

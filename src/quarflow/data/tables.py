@@ -19,7 +19,16 @@ from quarflow.data.table_writer import TableWriter
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Table", "TableError", "TableWriter", "column_names", "iter_table", "read_table"]
+__all__ = [
+    "Table",
+    "TableError",
+    "TableWriter",
+    "column_names",
+    "iter_table",
+    "open_source",
+    "read_table",
+    "select_columns",
+]
 
 _READERS: dict[str, type[CsvSource] | type[ParquetSource] | type[ArraySource]] = {
     ".csv": CsvSource,
@@ -84,8 +93,8 @@ def read_table(
         Traceback (most recent call last):
         quarflow.data.source.TableError: ...small.csv: column 'b' has a missing value in row 2. ...
     """
-    source = _open(path)
-    names, index = _select(source, columns)
+    source = open_source(path)
+    names, index = select_columns(source, columns)
     parts: list[np.ndarray] = []
     missing = _Missing(names)
     rows = kept = 0
@@ -134,8 +143,8 @@ def iter_table(
     """
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, not {chunk_rows}.")
-    source = _open(path)
-    names, index = _select(source, columns)
+    source = open_source(path)
+    names, index = select_columns(source, columns)
     others = [i for i in range(len(source.names)) if i not in set(index)] if keep else []
     for name in (source.names[i] for i in others):
         if source.names.count(name) > 1:
@@ -148,7 +157,7 @@ def iter_table(
 
 def column_names(path: str | PathLike[str]) -> list[str]:
     """The names of all columns of a file, numeric or not, without reading its rows."""
-    return list(_open(path).names)
+    return list(open_source(path).names)
 
 
 def _iterate(
@@ -188,7 +197,12 @@ def _rechunk(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def _open(path: str | PathLike[str]) -> Source:
+def open_source(path: str | PathLike[str]) -> Source:
+    """The file of a table, opened by its ending.
+
+    Raises:
+        TableError: where it cannot be read.
+    """
     path = Path(path)
     check_here(path, ENDINGS)
     try:
@@ -197,11 +211,22 @@ def _open(path: str | PathLike[str]) -> Source:
         raise TableError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _select(source: Source, columns: Sequence[str] | None) -> tuple[list[str], list[int]]:
-    """The names asked for and where they are in the file."""
+def select_columns(
+    source: Source, columns: Sequence[str] | None, numbers: bool = True
+) -> tuple[list[str], list[int]]:
+    """The names asked for and where they are in the file.
+
+    Arguments:
+        source: The file.
+        columns: Their names; None: all.
+        numbers: Whether all must hold numbers, if none is named.
+
+    Raises:
+        TableError: naming a column that is not there, not unique, or no numbers.
+    """
     if columns is None:
         _check_unambiguous(source, source.names)
-        wrong = source.not_numeric()
+        wrong = source.not_numeric() if numbers else {}
         if wrong:
             first, why = next(iter(wrong.items()))
             others = [source.names[i] for i in wrong if i != first]
