@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["FLAT", "SPARSE", "Column"]
+from quarflow.data.column_kind import check_kind, kind_sentence
+
+__all__ = ["FLAT", "SPARSE", "Column", "Cyclic", "Kind", "Label", "TimeUnit"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)]
+Share = Annotated[float, Field(allow_inf_nan=False, gt=0, lt=1)]
+Label = bool | int | Finite | str
+Kind = Literal["number", "category", "date", "duration", "periodic"]
+TimeUnit = Literal["day", "hour", "minute", "second"]
+Cyclic = Literal["day", "week", "year"]
 FLAT = 1e300  # scale of a constant column of the context: all it may hold standardises to 0
 SPARSE = 4  # lattice points to a value from which on a lattice counts as mostly empty
 
@@ -36,6 +43,18 @@ class Column(BaseModel):
         center, spread: Heavy tails are tamed by asinh((v - center) / spread); spread None: not.
         mean, scale: Of the result, for standardising.
         seen: The smallest and the greatest value in training.
+        kind: What its values are. Categories are codes 0, 1, ... of ``categories``; dates are
+            numbers of ``time_unit`` since ``epoch``, durations numbers of it.
+        categories: The labels that occurred in training, of their own types.
+        epoch: Where dates count from, in ISO's form; with a time of day where they have one.
+        zone, format: The time zone of dates, None for dates without one; the form that those
+            which are text have, as in ``strptime``, None for ISO's.
+        cyclic: Parts of a date that other columns may depend on.
+        period, start: Of a periodic column, whose values are taken modulo the period, from
+            start; it is fitted over ``lower`` to ``upper``, which is more than a period.
+        point_masses: Values of a column that is continuous otherwise, each with the part of the
+            rows that it holds; all else is fitted to the other rows.
+        one_hot: The number of the block of 0/1 columns that it belongs to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -58,6 +77,19 @@ class Column(BaseModel):
     mean: Finite = 0.0
     scale: Positive = 1.0
     seen: Annotated[tuple[Finite, Finite] | None, Field(strict=False)] = None
+    kind: Kind = "number"
+    categories: Annotated[tuple[Label, ...], Field(strict=False)] = ()
+    time_unit: TimeUnit | None = None
+    epoch: str | None = None
+    zone: str | None = None
+    format: str | None = None
+    cyclic: Annotated[tuple[Cyclic, ...], Field(strict=False)] = ()
+    period: Positive | None = None
+    start: Finite = 0.0
+    point_masses: Annotated[
+        tuple[Annotated[tuple[Finite, Share], Field(strict=False)], ...], Field(strict=False)
+    ] = ()
+    one_hot: Annotated[int | None, Field(ge=0)] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -66,6 +98,7 @@ class Column(BaseModel):
         if self.step is None and (self.grid is not None or self.atoms):
             raise ValueError("grid and atoms need a step")
         _check_levels(self)
+        check_kind(self)
         for strip, bound in ((self.edge_lower, self.lower), (self.edge_upper, self.upper)):
             if strip is not None and (bound is None or self.step is not None):
                 raise ValueError("an edge needs a bound, and no step")
@@ -111,7 +144,9 @@ class Column(BaseModel):
 
     def describe(self) -> str | None:
         """What is done to this column besides standardising, as a sentence; None if nothing."""
-        parts = []
+        if self.kind == "category":
+            return f"{self.name}: {'; '.join(kind_sentence(self))}."
+        parts = kind_sentence(self)
         if self.constant:
             parts.append(f"is {self.mean:.6g} in every row, so nothing depends on it")
         if self.levels:
@@ -146,7 +181,7 @@ class Column(BaseModel):
         return f"repeats its values, so {noise}"
 
     def _limits(self) -> list[str]:
-        if self.lower is None and self.upper is None:
+        if (self.lower is None and self.upper is None) or self.kind == "periodic":
             return []
         both = self.lower is not None and self.upper is not None
         way = "logit" if both else "logarithm"

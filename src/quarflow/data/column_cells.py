@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quarflow.data.column import Column
+from quarflow.data.column_circle import Circles
 from quarflow.data.column_levels import LevelMap, OtherValues
 from quarflow.data.column_reference import BetaMap, GammaMap, reference_maps
 
@@ -89,8 +90,12 @@ class Cells:
         self.steps = torch.tensor(steps, dtype=torch.float64)
         self.lattice = [i for i, j in enumerate(self.by_step) if columns[j].lattice]
         discrete = [*self.by_levels, *(self.by_step[i] for i in self.lattice)]
-        units = sum(math.log(columns[j].unit) for j in discrete)
-        self.log_steps = float(sum(math.log(steps[i]) for i in self.lattice)) - units
+        units = {j: math.log(columns[j].unit) for j in discrete}
+        logs = {self.by_step[i]: math.log(steps[i]) for i in self.lattice}
+        self.log_steps = float(sum(logs.values())) - sum(units.values())
+        own = [logs.get(j, 0.0) - units.get(j, 0.0) for j in range(len(columns))]
+        self.log_step = torch.tensor(own, dtype=torch.float64)
+        self.circles = Circles(columns)
         self.others = [(j, OtherValues(columns[j])) for j in self.by_levels]
         self.edges = [edge for j, column in enumerate(columns) for edge in _edges(j, column)]
 
@@ -100,15 +105,22 @@ class Cells:
         return bool(self.by_levels or self.lattice)
 
     def noisy(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """x (*, D) with noise that is even over the cells of discrete values."""
+        """x (*, D) with noise that is even over the cells of discrete values; NaN stays NaN."""
         index = self.by_levels + self.by_step
         shape, home = (*x.shape[:-1], len(index)), generator.device
         t = torch.rand(shape, generator=generator, dtype=torch.float64, device=home)
 
         return self._spread(x, t.to(x.device), list(range(len(self.by_step))))
 
-    def log_measure(self, x: Tensor) -> Tensor:
-        """What turns log-densities of points x (*, D) into those of cells: logs of widths."""
+    def log_measure(self, x: Tensor, modelled: Tensor | None = None) -> Tensor:
+        """What turns log-densities of points x (*, D) into those of cells: logs of widths.
+
+        Arguments:
+            x: Points.
+            modelled: Which of the values (*, D) count; None: all.
+        """
+        if modelled is not None:
+            return self._log_widths(x, modelled)
         widths = torch.full(x.shape[:-1], self.log_steps, dtype=torch.float64, device=x.device)
         if self.map is not None:
             self.map.to(x.device)
@@ -116,25 +128,62 @@ class Cells:
 
         return widths
 
-    def needed(self, x: Tensor) -> Tensor:
-        """Which rows (n) of x (n, D) take an average."""
-        rows = torch.full((len(x),), self.discrete)
+    def needed(self, x: Tensor, modelled: Tensor | None = None) -> Tensor:
+        """Which rows (n) of x (n, D) take an average.
+
+        Arguments:
+            x: Rows.
+            modelled: Which of the values (n, D) count; None: all.
+        """
+        if modelled is None:
+            rows = torch.full((len(x),), self.discrete or bool(self.circles))
+            for edge in self.edges:
+                rows |= edge.inside(x[:, edge.j])
+            return rows
+        lattice = [self.by_step[i] for i in self.lattice]
+        where = [*self.by_levels, *lattice, *self.circles.index]
+        rows = modelled[:, where].any(-1)
         for edge in self.edges:
-            rows |= edge.inside(x[:, edge.j])
+            rows |= edge.inside(x[:, edge.j]) & modelled[:, edge.j]
 
         return rows
 
-    def average(self, x: Tensor, log_prob: Callable[[Tensor], Tensor]) -> Tensor:
+    def average(
+        self, x: Tensor, log_prob: Callable[[Tensor], Tensor], modelled: Tensor | None = None
+    ) -> Tensor:
         """Log of the mean density (n) over the cells and strips that the rows x (n, D) are in.
 
-        ``log_prob`` is called with as many (n, D) as there are nodes.
+        Arguments:
+            x: Rows, on the circle where columns are periodic.
+            log_prob: Of rows; it is called with as many (n, D) as there are nodes.
+            modelled: Which of the values (n, D) count; the others stay as they are. None: all.
         """
-        nodes, log_weights = self._nodes()
+        if not self.circles:
+            return self._average(x, log_prob, modelled)
+        total = torch.full((len(x),), -torch.inf, dtype=torch.float64)
+        for image, here in self.circles.images(x, modelled):
+            found = self._average(image, log_prob, modelled)
+            total = torch.logaddexp(total, torch.where(here, found, -torch.inf))
+
+        return total
+
+    def _average(
+        self, x: Tensor, log_prob: Callable[[Tensor], Tensor], modelled: Tensor | None
+    ) -> Tensor:
+        nodes, log_weights = self._nodes(modelled)
+        if not len(nodes):
+            return log_prob(x).double()
         inside = [edge.inside(x[:, edge.j]) for edge in self.edges]
+        if modelled is not None:
+            inside = [
+                here & modelled[:, edge.j] for edge, here in zip(self.edges, inside, strict=True)
+            ]
         discrete = len(self.by_levels) + len(self.lattice)
         total = torch.full((len(x),), -torch.inf, dtype=torch.float64)
         for t, log_weight in zip(nodes, log_weights, strict=True):
             at = self._spread(x, t[:discrete].expand(len(x), -1), self.lattice)
+            if modelled is not None:
+                at = torch.where(modelled, at, x)
             shift = torch.zeros(len(x), dtype=torch.float64)
             for edge, here, part in zip(self.edges, inside, t[discrete:], strict=True):
                 at[here, edge.j] = edge.at(part)
@@ -143,7 +192,8 @@ class Cells:
         for edge, here in zip(self.edges, inside, strict=True):
             total[here] += edge.log_density(x[here, edge.j])
         for j, others in self.others:
-            total += torch.from_numpy(others.log_share(x[:, j].numpy()))
+            share = torch.from_numpy(others.log_share(x[:, j].numpy()))
+            total += share if modelled is None else torch.where(modelled[:, j], share, 0.0)
 
         return total
 
@@ -162,7 +212,9 @@ class Cells:
         x, count = x.to(torch.float64).clone(), len(self.by_levels)
         if self.map is not None:
             self.map.to(x.device)
-            x[..., self.by_levels] = self.map.within(x[..., self.by_levels], t[..., :count])
+            held = x[..., self.by_levels]
+            spread = self.map.within(held, t[..., :count])
+            x[..., self.by_levels] = torch.where(held.isnan(), held, spread)
         if steps:
             self.steps = self.steps.to(x.device)
             where = [self.by_step[i] for i in steps]
@@ -170,9 +222,22 @@ class Cells:
 
         return x
 
-    def _nodes(self) -> tuple[Tensor, Tensor]:
-        """Nodes (n, m) in the unit cube and logs of their weights (n)."""
+    def _log_widths(self, x: Tensor, modelled: Tensor) -> Tensor:
+        """``log_measure`` of some of the values."""
+        self.log_step = self.log_step.to(x.device)
+        widths = torch.where(modelled, self.log_step, 0.0).sum(-1)
+        if self.map is not None:
+            self.map.to(x.device)
+            own = self.map.log_widths(x[..., self.by_levels].double())
+            widths = widths + torch.where(modelled[..., self.by_levels], own, 0.0).sum(-1)
+
+        return widths
+
+    def _nodes(self, modelled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Nodes (k, m) in the unit cube and logs of their weights (k), or of each row's (k, n)."""
         sizes = len(self.by_levels), len(self.lattice), len(self.edges)
+        if sum(sizes) == 0:
+            return torch.empty(0, 0), torch.empty(0)
         if sum(sizes) == 1:
             places, weights = np.polynomial.legendre.leggauss(ALONE)
             return torch.from_numpy(places[:, None] / 2 + 0.5), torch.from_numpy(weights / 2).log()
@@ -183,7 +248,10 @@ class Cells:
             # the outermost cells reach to infinity, where the density in u may have no bound:
             # t^2 (3 - 2t) makes the integrand vanish there, and periodic
             part = t[:, : sizes[0]]
-            log_weights = (part * (1 - part)).log().sum(-1)
+            each = (part * (1 - part)).log()
+            log_weights = each.sum(-1)
+            if modelled is not None:  # only of the columns that are averaged over
+                log_weights = each @ modelled[:, self.by_levels].double().T
             t[:, : sizes[0]] = part * part * (3 - 2 * part)
 
         return t, log_weights - log_weights.logsumexp(0)

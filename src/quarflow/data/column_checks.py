@@ -18,13 +18,19 @@ Bounds = Mapping[str, tuple[float | None, float | None]]
 
 
 def check_table(
-    X: np.ndarray, names: list[str], bounds: Bounds, discrete: str | Sequence[str], tails: str
+    X: np.ndarray,
+    names: list[str],
+    bounds: Bounds,
+    discrete: str | Sequence[str],
+    tails: str,
+    holes: bool = False,
 ) -> dict[str, tuple[float | None, float | None]]:
     """Refuse what cannot be fitted; the bounds come back as numbers.
 
     Arguments:
         X: Rows (N, D).
         names, bounds, discrete, tails: As ``Columns.fit`` gets them.
+        holes: Whether values may be missing.
 
     Raises:
         ValueError: Naming the argument, or the column and row.
@@ -36,7 +42,7 @@ def check_table(
     _check_distinct(names)
     if len(X) < 2:
         raise ValueError(f"Fitting needs at least 2 rows, and there is {len(X)}.")
-    check_finite(X, names)
+    check_finite(np.nan_to_num(X, nan=0.0, posinf=np.inf, neginf=-np.inf) if holes else X, names)
     if tails not in ("auto", "none"):
         raise ValueError(f"tails must be 'auto' or 'none', not {tails!r}.")
     if isinstance(discrete, str) and discrete in ("auto", "none"):

@@ -75,7 +75,30 @@ class ColumnTransform(Transform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z (*, D) and the ladj (*), float64."""
+        z, logs = self._by_column(self._checked(x))
+
+        return z, logs.sum(-1)
+
+    def call_and_logs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z and the logs of its derivatives, both (*, D), float64; 0 where x is NaN.
+
+        Example:
+            >>> from quarflow.data.columns import Column
+            >>> t = ColumnTransform([Column(name="a", scale=2.0), Column(name="b", lower=0)])
+            >>> t.call_and_logs(torch.tensor([torch.nan, 1.0]))
+            (tensor([0., 0.], dtype=torch.float64), tensor([0., 0.], dtype=torch.float64))
+        """
         x = self._checked(x)
+        gone = x.isnan()
+        if not gone.any():
+            return self._by_column(x)
+        # some value of the support, so that neither the result nor its gradient is NaN
+        middle = self._inverse(torch.zeros_like(self.mean))
+        z, logs = self._by_column(torch.where(gone, middle, x))
+
+        return torch.where(gone, 0.0, z), torch.where(gone, 0.0, logs)
+
+    def _by_column(self, x: Tensor) -> tuple[Tensor, Tensor]:
         v, ladj = self._unbound(x) if self._bounded else (x, torch.zeros_like(x))
         if self._tames:
             t = (v - self.center) / self.spread
@@ -87,7 +110,7 @@ class ColumnTransform(Transform):
             z, slope = own.call(x[..., where])
             v, ladj = v.index_copy(-1, where, z), ladj.index_copy(-1, where, slope)
 
-        return (v - self.mean) / self.scale, (ladj - self.scale.log()).sum(-1)
+        return (v - self.mean) / self.scale, ladj - self.scale.log()
 
     def inverse_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x (*, D) and the ladj of the inverse (*), float64."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quarflow.data.column import FLAT, Column
+from quarflow.data.column import Column
 from quarflow.data.column_cells import Cells
 from quarflow.data.column_checks import (
     Bounds,
-    check_inside,
     check_table,
-    is_constant,
 )
-from quarflow.data.column_fit import detect, keep_inside, settle
+from quarflow.data.column_circle import Circles
+from quarflow.data.column_fit import keep_inside
 from quarflow.data.column_levels import LevelMap
+from quarflow.data.column_mixed import How, find_one_hot, fit_column
 from quarflow.data.column_transform import ColumnTransform
+from quarflow.data.kinds import Asked
+from quarflow.data.parts import Parts
 
 __all__ = ["Column", "Columns"]
 
@@ -65,6 +67,9 @@ class Columns:
         discrete: Literal["auto", "none"] | Sequence[str] = "auto",
         tails: Literal["auto", "none"] = "auto",
         constant: bool = False,
+        drafts: Sequence[Column] | None = None,
+        asked: Mapping[str, Asked] | None = None,
+        mixed: bool = False,
     ) -> Columns:
         """Look at each column of X (N, D) and settle its preprocessing.
 
@@ -78,6 +83,9 @@ class Columns:
                 columns for continuous, a list names the discrete ones.
             tails: ``"auto"`` tames heavy tails where the likelihood gains by it.
             constant: Accept constant columns, as a context may have them; they become 0.
+            drafts: What each column is; then values may be missing (NaN). None: complete numbers.
+            asked: What the user says of columns.
+            mixed: Look for point masses and one-hot blocks.
 
         Raises:
             ValueError: Naming the column (and row), for fewer than two rows, missing values, a
@@ -85,21 +93,37 @@ class Columns:
         """
         X = np.asarray(X, dtype=np.float64)
         names = list(names)
-        limits = check_table(X, names, bounds or {}, discrete, tails)
+        limits = check_table(X, names, bounds or {}, discrete, tails, holes=drafts is not None)
         fitted = []
         for j, name in enumerate(names):
             forced = not isinstance(discrete, str) and name in discrete
             wanted = forced or discrete == "auto"
-            if constant and is_constant(X[:, j]):
-                middle = float(np.median(X[:, j]))
-                fitted.append(Column(name=name, mean=middle, scale=FLAT, seen=(middle, middle)))
-                continue
-            column = detect(X[:, j], name, limits.get(name, (None, None)), wanted, forced)
-            check_inside(X[:, j], column)
-            column = settle(X[:, j], column, tails, seed=j)
-            seen = (float(X[:, j].min()), float(X[:, j].max()))
-            fitted.append(column.model_copy(update={"seen": seen}))
+            how = How(wanted, forced, tails, constant, mixed)
+            draft = Column(name=name) if drafts is None else drafts[j]
+            _refuse_bounds(draft, limits, how)
+            fitted.append(
+                fit_column(
+                    X[:, j], draft, limits.get(name, (None, None)), how, (asked or {}).get(name), j
+                )
+            )
+        if mixed:
+            for number, block in enumerate(find_one_hot(X, fitted)):
+                for j in block:
+                    fitted[j] = fitted[j].model_copy(update={"one_hot": number})
         return cls(tuple(fitted))
+
+    @property
+    def one_hot(self) -> tuple[tuple[int, ...], ...]:
+        """The blocks of columns, by position, that are one category each."""
+        blocks: dict[int, list[int]] = {}
+        for j, column in enumerate(self.columns):
+            if column.one_hot is not None:
+                blocks.setdefault(column.one_hot, []).append(j)
+        return tuple(tuple(block) for block in blocks.values())
+
+    def parts(self) -> Parts:
+        """What of the columns is numbers and what is codes."""
+        return Parts(self.columns)
 
     def transform(self) -> ColumnTransform:
         """The map from data units (*, D) to standardised float64 (*, D); has ``call_and_ladj``."""
@@ -120,6 +144,9 @@ class Columns:
             cells: Those of ``cells()``, if they are at hand.
         """
         x = x.to(torch.float64)
+        circles = Circles(self.columns)
+        if circles:
+            x = circles.unrolled(x, generator)
         if all(column.step is None for column in self.columns):
             return x
         x = (cells or self.cells()).noisy(x, generator)
@@ -151,11 +178,28 @@ class Columns:
                 nearest = torch.where(nearer, left, right_atom)
                 value = torch.where((out[j] - nearest).abs() <= column.step / 2, nearest, value)
             out[j] = value
-        return keep_inside(torch.stack(out, -1), [_closed(column) for column in self.columns])
+        x = keep_inside(torch.stack(out, -1), [_closed(column) for column in self.columns])
+        circles = Circles(self.columns)
+        return circles.rolled(x) if circles else x
 
     def describe(self) -> list[str]:
         """A sentence for each column that gets anything besides standardising."""
         return [sentence for column in self.columns if (sentence := column.describe())]
+
+
+def _refuse_bounds(draft: Column, limits: Bounds, how: How) -> None:
+    """Refuse bounds and noise for what is no number.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    if draft.kind not in ("category", "periodic"):
+        return
+    what = "is a category" if draft.kind == "category" else "is periodic"
+    if draft.name in limits:
+        raise ValueError(f"Column {draft.name!r} {what}, which has no bounds; leave them out.")
+    if how.forced and draft.kind == "category":
+        raise ValueError(f"Column {draft.name!r} {what}; leave it out of discrete.")
 
 
 def _closed(column: Column) -> tuple[float, float]:

@@ -17,7 +17,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["NotNumbers", "is_frame", "pick_columns", "read_values"]
+__all__ = [
+    "MISSING",
+    "NUMBERS",
+    "SPANS",
+    "TIMES",
+    "NotNumbers",
+    "frame_names",
+    "is_frame",
+    "not_numbers",
+    "numbers_of",
+    "own_frame",
+    "pick_columns",
+    "plain_array",
+    "read_values",
+    "refuse_other",
+    "short",
+    "tensor_values",
+]
 
 Values = NDArray[np.float64]
 
@@ -58,13 +75,13 @@ def read_values(data: Any, what: str = "X", prefix: str = "x") -> tuple[Values, 
         ...
         quarflow.data.values.NotNumbers: Column 'x1' of X holds text ('two' in row 1), not ...
     """
-    _refuse(data, what)
+    refuse_other(data, what)
     if isinstance(data, torch.Tensor):
-        return _tensor(data, what), None
+        return tensor_values(data, what), None
     if is_frame(data):
         return _frame(data, what)
     if isinstance(data, list | tuple):
-        data = [_tensor(row, what) if isinstance(row, torch.Tensor) else row for row in data]
+        data = [tensor_values(row, what) if isinstance(row, torch.Tensor) else row for row in data]
 
     return np.require(_array(data, what, prefix), requirements=["C", "W"]), None
 
@@ -93,7 +110,7 @@ def pick_columns(frame: Any, names: Sequence[str], what: str) -> Any:
     Raises:
         ValueError: naming the column that the frame lacks.
     """
-    frame = _own(frame)
+    frame = own_frame(frame)
     held = [str(name) for name in frame.columns]
     for name in names:
         if name not in held:
@@ -105,7 +122,7 @@ def pick_columns(frame: Any, names: Sequence[str], what: str) -> Any:
     return frame.iloc[:, places] if hasattr(frame, "iloc") else frame[:, places]
 
 
-def _refuse(data: Any, what: str) -> None:
+def refuse_other(data: Any, what: str) -> None:
     """Refuse, with the way out, what is no table of numbers in memory."""
     trouble = None
     if hasattr(data, "toarray") and hasattr(data, "nnz"):
@@ -128,7 +145,8 @@ def _refuse(data: Any, what: str) -> None:
         raise NotNumbers(f"{what} {trouble}.")
 
 
-def _tensor(data: torch.Tensor, what: str) -> Values:
+def tensor_values(data: torch.Tensor, what: str) -> Values:
+    """The values of a tensor, a copy."""
     if data.is_meta:
         raise ValueError(f"{what} is a tensor on the meta device, which holds no values.")
     if data.layout != torch.strided or data.is_quantized:
@@ -142,8 +160,8 @@ def _tensor(data: torch.Tensor, what: str) -> Values:
 
 
 def _frame(data: Any, what: str) -> tuple[Values, list[str] | None]:
-    data = _own(data)
-    names = _names(data, what)
+    data = own_frame(data)
+    names = frame_names(data, what)
     values = np.empty(data.shape, dtype=np.float64)
     pandas = hasattr(data, "iloc")
     for j, name in enumerate(data.columns):
@@ -155,7 +173,7 @@ def _frame(data: Any, what: str) -> tuple[Values, list[str] | None]:
     return values, names
 
 
-def _own(frame: Any) -> Any:
+def own_frame(frame: Any) -> Any:
     """A frame of pandas or polars as it is, another one as polars'."""
     if hasattr(frame, "iloc") or hasattr(frame, "get_column"):
         return frame
@@ -164,7 +182,7 @@ def _own(frame: Any) -> Any:
     return pl.DataFrame(frame)
 
 
-def _names(frame: Any, what: str) -> list[str] | None:
+def frame_names(frame: Any, what: str) -> list[str] | None:
     """The names, None for positions; refuses those that can't tell columns apart."""
     names = list(frame.columns)
     if getattr(frame.columns, "nlevels", 1) > 1:
@@ -191,13 +209,13 @@ def _names(frame: Any, what: str) -> list[str] | None:
 def _pandas(column: Any, where: str) -> Values:
     kind = getattr(column.dtype, "kind", "O")
     if column.dtype.name == "category":
-        raise _not_numbers(where, "categories")
+        raise not_numbers(where, "categories")
     if kind in "biuf":
         return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
     if kind in "Mm" or column.dtype.name.startswith("period"):
-        raise _not_numbers(where, "time spans" if kind == "m" else "dates")
+        raise not_numbers(where, "time spans" if kind == "m" else "dates")
 
-    return _objects(column.to_numpy(dtype=object), where)
+    return numbers_of(column.to_numpy(dtype=object), where)
 
 
 def _polars(column: Any, where: str) -> Values:
@@ -207,26 +225,19 @@ def _polars(column: Any, where: str) -> Values:
     if kind.is_numeric() or kind in (pl.Boolean, pl.Null):
         return np.asarray(column.cast(pl.Float64).to_numpy())
     if kind in (pl.Categorical, pl.Enum):
-        raise _not_numbers(where, "categories")
+        raise not_numbers(where, "categories")
     if kind.is_temporal():
-        raise _not_numbers(where, "time spans" if kind == pl.Duration else "dates")
+        raise not_numbers(where, "time spans" if kind == pl.Duration else "dates")
     objects = np.empty(len(column), dtype=object)
     for row, value in enumerate(column.to_list()):  # one by one: values may be lists
         objects[row] = value
 
-    return _objects(objects, where)
+    return numbers_of(objects, where)
 
 
 def _array(data: Any, what: str, prefix: str) -> NDArray[Any]:
-    """An array of any number of dimensions."""
-    try:
-        array = np.asanyarray(data)
-        if array.dtype.kind in "US" and isinstance(data, list | tuple):
-            array = np.array(data, dtype=object)  # one text made text of all the numbers
-    except TypeError:  # dates among numbers
-        array = np.array(data, dtype=object)
-    except (ValueError, OverflowError):
-        raise ValueError(_ragged(data, what)) from None
+    """An array of any number of dimensions, as numbers."""
+    array = plain_array(data, what)
     if isinstance(array, np.ma.MaskedArray):
         hidden = np.ma.getmaskarray(array)
         values = _array(np.asarray(array.data), what, prefix)
@@ -237,13 +248,32 @@ def _array(data: Any, what: str, prefix: str) -> NDArray[Any]:
     _refuse_kinds(array, data, what)
     objects = array.astype(object)
     if array.ndim > 2 or not array.size:
-        return _objects(objects.ravel(), what).reshape(array.shape)
+        return numbers_of(objects.ravel(), what).reshape(array.shape)
     columns = objects[:, None] if array.ndim == 1 else objects
     read = [
-        _objects(columns[:, j], f"Column '{prefix}{j}' of {what}") for j in range(columns.shape[1])
+        numbers_of(columns[:, j], f"Column '{prefix}{j}' of {what}")
+        for j in range(columns.shape[1])
     ]
 
     return np.stack(read, axis=1).reshape(array.shape)
+
+
+def plain_array(data: Any, what: str) -> NDArray[Any]:
+    """An array of whatever it holds, of Python objects where they are of several types.
+
+    Raises:
+        ValueError: for rows of different lengths.
+    """
+    try:
+        array = np.asanyarray(data)
+        if array.dtype.kind in "US" and isinstance(data, list | tuple):
+            array = np.array(data, dtype=object)  # one text made text of all the numbers
+    except TypeError:  # dates among numbers
+        array = np.array(data, dtype=object)
+    except (ValueError, OverflowError):
+        raise ValueError(ragged(data, what)) from None
+
+    return array
 
 
 def _refuse_kinds(array: NDArray[Any], data: Any, what: str) -> None:
@@ -254,7 +284,7 @@ def _refuse_kinds(array: NDArray[Any], data: Any, what: str) -> None:
     if kind == "c":
         raise _complex(f"{what} holds")
     if kind in "Mm":
-        raise _not_numbers(what, "dates" if kind == "M" else "time spans")
+        raise not_numbers(what, "dates" if kind == "M" else "time spans")
     if array.ndim == 0:
         raise NotNumbers(
             f"{what} is a {type(data).__name__}; the argument must be no string and no object, "
@@ -262,7 +292,8 @@ def _refuse_kinds(array: NDArray[Any], data: Any, what: str) -> None:
         )
 
 
-def _ragged(data: Any, what: str) -> str:
+def ragged(data: Any, what: str) -> str:
+    """What is wrong with a list that is no table."""
     if isinstance(data, list) and all(hasattr(row, "__len__") for row in data):
         lengths = [len(row) for row in data]
         for row, length in enumerate(lengths, start=1):
@@ -275,7 +306,7 @@ def _ragged(data: Any, what: str) -> str:
     return f"{what} cannot be read as a table of numbers; give an array or a frame."
 
 
-def _objects(values: NDArray[Any], where: str) -> Values:
+def numbers_of(values: NDArray[Any], where: str) -> Values:
     """Python objects (n,) as numbers; refuses the first that is none, with its row."""
     kinds = set(map(type, values.tolist()))
     if all(issubclass(kind, NUMBERS) for kind in kinds):
@@ -296,16 +327,16 @@ def _number(value: Any, row: int, where: str) -> float:
     if type(value).__name__ in MISSING or value is np.ma.masked:
         return np.nan
     if isinstance(value, SPANS):
-        raise _not_numbers(where, "time spans", value, row)
+        raise not_numbers(where, "time spans", value, row)
     if isinstance(value, TIMES):
-        raise _not_numbers(where, "dates", value, row)
+        raise not_numbers(where, "dates", value, row)
     if isinstance(value, str | bytes):
-        raise _not_numbers(where, "text", value, row)
+        raise not_numbers(where, "text", value, row)
     if isinstance(value, complex | np.complexfloating):
         raise _complex(f"{where} holds, in row {row},")
     if not isinstance(value, NUMBERS):
         raise NotNumbers(
-            f"{where} holds {_short(repr(value))}, of type {type(value).__name__}, in row {row}: "
+            f"{where} holds {short(repr(value))}, of type {type(value).__name__}, in row {row}: "
             "what stands for a value in an argument must be no string and no object, but a number."
         )
     if isinstance(value, Decimal) and value.is_nan():
@@ -326,7 +357,7 @@ def _complex(where: str) -> NotNumbers:
     )
 
 
-def _not_numbers(where: str, kind: str, value: Any = None, row: int = 0) -> NotNumbers:
+def not_numbers(where: str, kind: str, value: Any = None, row: int = 0) -> NotNumbers:
     """The error for a column of something else, and what to do about it."""
     advice = {
         "dates": TO_NUMBERS.format("days"),
@@ -334,12 +365,13 @@ def _not_numbers(where: str, kind: str, value: Any = None, row: int = 0) -> NotN
     }.get(kind, "leave it out or encode it as numbers")
     shown = ""
     if row:
-        shown = f" ({_short(repr(value) if kind == 'text' else str(value))} in row {row})"
+        shown = f" ({short(repr(value) if kind == 'text' else str(value))} in row {row})"
 
     return NotNumbers(f"{where} holds {kind}{shown}, not numbers; {advice}.")
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """Text for a message, in one line and at most 40 characters."""
     text = " ".join(text.split())
 
     return text if len(text) <= 40 else text[:36] + "..."
