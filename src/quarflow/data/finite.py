@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_finite"]
+__all__ = ["check_finite", "refuse_infinite"]
 
 
 def check_finite(
@@ -44,3 +44,18 @@ def check_finite(
         f"The {what} {name!r} contains {kind} in row {row + 1} ({count} missing or infinite "
         f"value{'s' * (count > 1)} in all); drop or fill such rows first."
     )
+
+
+def refuse_infinite(rows: NDArray[np.float64], names: Sequence[str]) -> None:
+    """Refuse infinite values, by column and row (rows count from 1); NaN is let be.
+
+    Arguments:
+        rows: Shape (n, D).
+        names: Of the columns.
+
+    Raises:
+        ValueError: naming the first such value and how many there are.
+    """
+    bad = np.isinf(rows)
+    if bad.any():
+        check_finite(np.where(bad, rows, 0.0), names)

@@ -93,6 +93,11 @@ class Parts:
                 self.switch[variable.number] = i
         self.feature_owner = self._feature_owner()
 
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """For each discrete variable 0, or the place of the number it switches on, from 1."""
+        return tuple(0 if v.number is None else v.number + 1 for v in self.discrete)
+
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers (N, Dn), float64, and codes (N, Dd), whole, of rows x (N, D).
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from quarflow.data.columns import Columns
 from quarflow.data.images import Images
+from quarflow.density.patterns import draw_patterns, pack
 from quarflow.training.identity import column_digests, digest
 from quarflow.transforms import dequantise
 
-__all__ = ["FIRST", "ImageRows", "TableRows"]
+__all__ = ["FIRST", "ImageRows", "PatternRows", "TableRows"]
 
 FIRST = 256  # images for the data-dependent initialisation
 
@@ -60,6 +61,49 @@ class TableRows:
             found |= column_digests(self.c.numpy(), names)
 
         return found
+
+
+class PatternRows(TableRows):
+    """Some rows of a table with holes or categories, and what is asked of each, anew every time.
+
+    A batch is rows (n, D), NaN where nothing is there, and what :func:`pack` makes of the masks
+    and the context.
+
+    Arguments:
+        rows, context, columns, index, context_names: As of :class:`TableRows`.
+        whole: The part of the rows that is modelled whole; the patterns of the others vary.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[np.float64],
+        context: NDArray[np.float64] | None,
+        columns: Columns,
+        index: NDArray[np.int64],
+        context_names: Sequence[str] = (),
+        whole: float = 1.0,
+    ) -> None:
+        super().__init__(rows, context, columns, index, context_names)
+        self.whole, self.parts = whole, columns.parts()
+        self.x = self.parts.tidy(self.x)
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows (n, D) in data units, and masks and context, (n, 2 D + C), float64."""
+        x = self.x[index]
+        there = ~x.isnan()
+        given, modelled = torch.zeros_like(there), there
+        if self.whole < 1:
+            blocks = [v.columns for v in self.parts.discrete if len(v.columns) > 1]
+            given, modelled = draw_patterns(there, generator, self.whole, blocks)
+        noisy = self.columns.dequantise(x, generator, self.cells)
+        # what is given is exact, and single values that a number often holds have no noise
+        exact = given.clone()
+        exact[:, self.parts.numbers] |= self.parts.split(x)[0].isnan()
+
+        return torch.where(exact, x, noisy), pack(given, modelled, self._context(index))
+
+    def _context(self, index: Tensor) -> Tensor | None:
+        return None if self.c is None else self.c[index]
 
 
 class ImageRows:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Transform
 
 from quarflow.data.columns import Columns
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+Kept = TypeVar("Kept", bound=nn.Module)
 
 MOST_ROWS = 100_000  # that a Gaussian is fitted to
 WORTH = 0.7  # nats a column that mixing has to bring: with 0.4 whole fits were worse for it
@@ -178,8 +179,8 @@ def _put(flow: QuAR, gaussian: Gaussian) -> None:
 
 
 def fall_back(
-    flow: QuAR, start: Start | None, result: TrainingResult, model: DataUnits
-) -> tuple[QuAR, str]:
+    flow: Kept, start: Start | None, result: TrainingResult, model: nn.Module
+) -> tuple[Kept | QuAR, str]:
     """The trained flow, or the Gaussian where validation rows do not tell clearly against it.
 
     Were rows drawn from the Gaussian, a flow's likelihood on rows that it has not seen would be
@@ -201,6 +202,8 @@ def fall_back(
     """
     if start is None or not math.isfinite(start.nats):
         return flow, ""
+    assert isinstance(flow, QuAR)
+    assert isinstance(model, DataUnits)
     evidence = start.valid.evidence(model)
     if evidence > CLEAR:
         return flow, ""

@@ -6,41 +6,23 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import DensityMixin, TransformerMixin
-from sklearn.utils import check_array, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from sklearn.utils import check_random_state
 
-from quarflow.data.column_notices import dependence, far_away
 from quarflow.data.finite import check_finite
-from quarflow.data.values import is_frame, read_values
-from quarflow.density.checks import (
-    check_rows,
-    check_table,
-    context_for,
-    read_context,
-    warn_of_new_values,
-)
-from quarflow.density.data_units import DataUnits, data_units
+from quarflow.density.checks import check_rows, read_context
 from quarflow.density.starting import fall_back, what_happened
-from quarflow.density.table_files import TableFiles
+from quarflow.density.table_answers import TableAnswers
 from quarflow.density.table_fit import prepare, settings_of
-from quarflow.density.table_use import CHUNK, CHUNK_NUMBERS, in_chunks, refuse_unsure
-from quarflow.flows import FlowDistribution
 from quarflow.training import StopSignals, TrainingProgress, train
-from quarflow.transforms.trust import Amplification
 
 __all__ = ["QuARDensity"]
 
 
-class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
+class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
     r"""Exact density of a table by a QuAR flow, in the shape of scikit-learn's KernelDensity.
 
     Log-densities are natural logarithms in the data's own units: preprocessing is part of the
@@ -64,6 +46,19 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         list of columns.
     tails
         ``"auto"`` tames heavy-tailed columns by an asinh before the flow, ``"none"`` does not.
+    kinds
+        What columns are where they shall not be what they look like: ``{"zip": "category"}``,
+        ``{"angle": {"kind": "periodic", "period": 360}}``, ``{"sold": {"cyclic": ["year"]}}``.
+    unseen
+        What a category is, in scoring, that training did not have: ``"error"``, ``"impossible"``
+        (minus infinity), or ``"missing"``.
+    queries
+        ``"any"`` makes it one density of any columns given any others, the rest integrated out;
+        ``"none"`` models whole rows only. ``"auto"`` is ``"any"`` where training rows have
+        missing values, which are integrated out, and else ``"none"``.
+    missing
+        ``"absent"`` takes missing values for what is not known (missing at random), in training
+        and in scoring; ``"refuse"`` refuses them.
     batch_size, learning_rate, max_epochs, patience, ema, clip, weight_decay
         Of the training; see :class:`quarflow.training.TrainingSettings`.
     minutes
@@ -95,6 +90,7 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
 
     Examples
     --------
+    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> X = rng.normal(size=(500, 2)) @ np.array([[1.0, 0.8], [0.0, 0.6]])
     >>> density = QuARDensity(max_epochs=5, random_state=0).fit(X)
@@ -119,6 +115,10 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
         discrete: Literal["auto", "none"] | Sequence[str] = "auto",
         tails: Literal["auto", "none"] = "auto",
+        kinds: Mapping[str, Any] | None = None,
+        unseen: Literal["error", "impossible", "missing"] = "error",
+        queries: Literal["auto", "any", "none"] = "auto",
+        missing: Literal["absent", "refuse"] = "absent",
         batch_size: int | Literal["auto"] = "auto",
         learning_rate: float | Literal["auto"] = "auto",
         max_epochs: int | Literal["auto"] = "auto",
@@ -146,6 +146,10 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         self.bounds = bounds
         self.discrete = discrete
         self.tails = tails
+        self.kinds = kinds
+        self.unseen = unseen
+        self.queries = queries
+        self.missing = missing
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.max_epochs = max_epochs
@@ -169,8 +173,8 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         Parameters
         ----------
         X
-            Rows to model, shape (n, D): an array, a tensor, or a pandas or polars frame, of
-            numbers in any type (whole, boolean, Decimal, nullable, objects).
+            Rows to model, shape (n, D): an array, a tensor, lists, or a pandas or polars frame,
+            of numbers, text, flags, categories, dates and durations in any type.
         y
             Ignored.
         context
@@ -188,17 +192,20 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         """
         begun = time.perf_counter()
 
-        rows = self._check_rows(X, reset=True)
+        known = self._encoded(X, reset=True)
+        rows = known.values
+        if self.missing == "refuse":
+            check_finite(rows, known.names)
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
         check_rows(len(rows))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         asked = self.get_params(deep=False)
-        made = prepare(asked, rows, self._names(), given, context_names, seed)
-        notice = dependence(rows, made.columns.columns)
+        made = prepare(asked, rows, known, given, context_names, seed)
+        notice = made.notice(rows)
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)
 
-        model = data_units(made.flow, made.columns, made.context_columns)
+        model = made.model()
         with StopSignals():  # passed on in the end, when all that was reached is kept
             with TrainingProgress(verbose=bool(self.verbose)) as progress:
                 result = train(
@@ -223,178 +230,3 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
             self.metrics_ = made.counts(flow) | what_happened(result, made.start, told)
 
         return self
-
-    # Using
-
-    def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
-        """Log-density of each row, in nats and the data's own units.
-
-        A column of whole numbers scores a probability, so that exp(score) is that of its values
-        times the density of the others; one in other steps the mean density over a step (see
-        ``columns_.describe()``). Computed in float64, so that it is the same to many digits in
-        whatever batches. Rows off the values a column can take have minus infinity.
-
-        Parameters
-        ----------
-        X
-            Rows, shape (n, D).
-        context
-            Context of the rows, shape (n, C), or one row of it for all.
-        """
-        check_is_fitted(self)
-        rows = self._check_rows(X, reset=False)
-        given = self._given_context(context, len(rows))
-        cells = self.columns_.cells()
-
-        def averaged(p: FlowDistribution, x: Tensor) -> Tensor:
-            return cells.average(x, p.log_prob)
-
-        some = cells.needed(torch.from_numpy(rows)).numpy()
-        if some.all() and len(some):
-            return self._chunks(rows, given, averaged, checked=True)
-        scores = self._chunks(rows, given, lambda p, x: p.log_prob(x), checked=True)
-        if some.any():
-            given = None if given is None else given[some]
-            scores[some] = self._chunks(rows[some], given, averaged, checked=True)
-
-        return scores
-
-    def score(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> float:
-        """Total log-likelihood of the rows, as in KernelDensity; divide by n for the mean."""
-        return float(self.score_samples(X, context).sum())
-
-    def transform(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
-        """The noise that rows are mapped to, shape (n, D); it follows the base distribution."""
-        return self._chunks(X, context, lambda p, x: p.transform(x))
-
-    def inverse_transform(
-        self, Z: ArrayLike, context: ArrayLike | None = None, checked: bool = False
-    ) -> NDArray[np.float64]:
-        """The rows that noise is mapped to; the inverse of :meth:`transform`.
-
-        Parameters
-        ----------
-        Z
-            Noise, shape (n, D).
-        context
-            Context of the rows, shape (n, C), or one row of it for all.
-        checked
-            Whether to raise where rounding of Z may move a row by more than 1e-10, in
-            standardised units and relative to their size; otherwise that is a warning.
-
-        Raises
-        ------
-        InversionError
-            If a row did not converge, is too far out to have finite numbers, or, with
-            ``checked``, is not determined well enough. The message names the rows.
-        """
-        check_is_fitted(self)
-        Z, _ = read_values(Z, "Z")
-        if Z.ndim != 2 or Z.shape[1] != self.n_features_in_:
-            raise ValueError(f"Z must have shape (n, {self.n_features_in_}), not {Z.shape}.")
-        errors: list[Amplification] = []
-
-        def inverse(p: FlowDistribution, z: Tensor) -> Tensor:
-            x, found = p.transform.inv.with_amplification(z)
-            errors.append(found)
-            return x
-
-        x = self._chunks(Z, context, inverse, checked=True)
-        refuse_unsure(errors, checked)
-
-        return x
-
-    def sample(
-        self, n_samples: int = 1, random_state: Any = None, context: ArrayLike | None = None
-    ) -> NDArray[np.float64]:
-        """New rows, shape (n_samples, D); discrete columns take values that they can take.
-
-        Parameters
-        ----------
-        n_samples
-            How many.
-        random_state
-            Seed, RandomState or None.
-        context
-            One context (C) for all the samples, or one for each, (n_samples, C).
-        """
-        check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, not {n_samples}.")
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
-        generator = torch.Generator().manual_seed(seed)
-        model = self._exact()
-        z = model.flow.base().sample((n_samples,), generator=generator).numpy()
-        x = self._chunks(z, context, lambda p, z: p.drawn(z), checked=True, model=model)
-
-        rows = self.columns_.cells().settle(torch.from_numpy(x), generator)
-
-        return self.columns_.snap(rows).numpy()
-
-    # Checking and chunking
-
-    def _chunks(
-        self,
-        X: Any,
-        context: Any,
-        compute: Any,
-        checked: bool = False,
-        model: DataUnits | None = None,
-    ) -> NDArray[np.float64]:
-        """Rows through the density in chunks; weights are bound once when there is no context."""
-        check_is_fitted(self)
-        rows = X if checked else self._check_rows(X, reset=False)
-        given = self._given_context(context, len(rows))
-        model = self._exact() if model is None else model
-
-        return in_chunks(model, rows, given, compute, self._chunk_rows())
-
-    def _chunk_rows(self) -> int:
-        """Rows to compute at once, a power of 2."""
-        widest = max(self.n_features_in_, *self.flow_.arguments["hidden_features"])
-        rows = CHUNK_NUMBERS * torch.get_num_threads() // widest
-
-        return int(min(2 ** max(rows.bit_length() - 1, 6), CHUNK))
-
-    def _exact(self) -> DataUnits:
-        """The model in float64."""
-        flow = deepcopy(self.flow_).double().eval()
-
-        return data_units(flow, self.columns_, self.context_columns_)
-
-    def _check_rows(self, X: Any, reset: bool) -> NDArray[np.float64]:
-        values, names = read_values(X, "X")
-        check_table(values)
-        framed = is_frame(X) and names is not None
-        if framed:  # scikit-learn compares the names; the values have been read
-            validate_data(self, X, reset=reset, skip_check_array=True)
-        check = check_array if framed else partial(validate_data, self, reset=reset)
-        rows = check(values, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=reset)
-        check_finite(rows, self._names())
-
-        return np.require(rows, requirements=["C", "W"])  # tensors cannot share read-only memory
-
-    def _given_context(self, context: Any, rows: int) -> NDArray[np.float64] | None:
-        if self.context_columns_ is None:
-            if context is not None:
-                raise ValueError("This density was fitted without context; leave context out.")
-            return None
-        wanted = self.context_columns_.names
-        if context is None:
-            raise ValueError(f"This density needs context: columns {', '.join(wanted)}.")
-
-        values = context_for(context, wanted, rows)
-        warn_of_new_values(values, self.context_columns_)
-        notice = far_away(values, self.context_columns_.columns)
-        if notice is not None:
-            warnings.warn(notice, UserWarning, stacklevel=4)
-
-        return values
-
-    def _names(self) -> list[str]:
-        named = getattr(self, "feature_names_in_", None)
-
-        return [f"x{i}" for i in range(self.n_features_in_)] if named is None else list(named)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "flow_")

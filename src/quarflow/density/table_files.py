@@ -23,7 +23,7 @@ from quarflow.data.tables import Table, column_names, iter_table, read_table
 from quarflow.density.base import RUN, Place, Say, Scores, Section, certified, quiet, trained
 from quarflow.density.samples import TableSamples
 from quarflow.files import plain
-from quarflow.flows import QuAR
+from quarflow.flows import MixedQuAR, QuAR
 from quarflow.report.names import readable
 from quarflow.report.words import duration, nats, number, typed
 from quarflow.store.folder import ModelConfig, load_model, save_model
@@ -41,7 +41,7 @@ class TableFiles(BaseEstimator):
     of: ClassVar[str] = "tables"
     draws_to: ClassVar[tuple[str, ...]] = (*WRITTEN, ".npy")
 
-    flow_: QuAR
+    flow_: QuAR | MixedQuAR
     columns_: Columns
     context_columns_: Columns | None
     settings_: dict[str, Any]
@@ -195,7 +195,7 @@ class TableFiles(BaseEstimator):
             If the folder does not hold a whole, valid model.
         """
         model = load_model(path)
-        if not isinstance(model.flow, QuAR):
+        if not isinstance(model.flow, QuAR | MixedQuAR):
             raise ValueError(
                 f"{os.fspath(path)} holds a {type(model.flow).__name__}, not a QuAR flow over "
                 "the columns of a table: load it with quarflow.store.load_model."

@@ -10,18 +10,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quarflow.data.column_notices import dependence
 from quarflow.data.columns import Columns
+from quarflow.data.encode import Encoded
 from quarflow.density.base import RUN
+from quarflow.density.data_units import DataUnits, data_units
 from quarflow.density.defaults import NO_LIMIT, Defaults, choose_defaults
-from quarflow.density.rows import TableRows
+from quarflow.density.rows import PatternRows, TableRows
 from quarflow.density.starting import Start, find_start, start_from
+from quarflow.density.table_model import TableModel
 from quarflow.files import plain
-from quarflow.flows import Flow, QuAR
+from quarflow.flows import Flow, MixedQuAR, QuAR
 from quarflow.training import TrainingResult, TrainingSettings
 
-__all__ = ["Made", "build_flow", "build_settings", "prepare", "settings_of"]
+__all__ = [
+    "Made",
+    "asks_any",
+    "build_flow",
+    "build_mixed",
+    "build_settings",
+    "prepare",
+    "settings_of",
+]
 
 MOST_HELD_OUT = 50_000
+QUERIES = ("auto", "any", "none")
+WHOLE = 0.4  # part of the training rows that is modelled whole, where anything may be asked
+CONTEXT_FEATURES = (128, 128)
 
 
 @dataclass(frozen=True)
@@ -41,10 +56,27 @@ class Made:
     context_columns: Columns | None
     train_rows: TableRows
     valid_rows: TableRows
-    flow: QuAR
+    flow: QuAR | MixedQuAR
     chosen: dict[str, Any]
     settings: TrainingSettings
-    start: Start | None
+    start: Start | None = None
+
+    def model(self) -> DataUnits | TableModel:
+        """The flow in data units, as it is trained."""
+        if isinstance(self.flow, MixedQuAR):
+            return TableModel(self.flow, self.columns, self.context_columns)
+
+        return data_units(self.flow, self.columns, self.context_columns)
+
+    def notice(self, rows: NDArray[np.float64]) -> str | None:
+        """A sentence on columns of the rows that others determine exactly, if there are any."""
+        parts = self.columns.parts()
+        numbers = rows[:, parts.numbers]
+        there = ~np.isnan(numbers).any(1)
+        if there.sum() < 2 or not numbers.shape[1]:
+            return None
+
+        return dependence(numbers[there], parts.columns)
 
     def identity(self) -> dict[str, Any]:
         """What the fit is, besides its rows and training settings, for its checkpoints."""
@@ -64,7 +96,7 @@ class Made:
 
         return found
 
-    def counts(self, flow: Flow) -> dict[str, int]:
+    def counts(self, flow: Flow | MixedQuAR) -> dict[str, int]:
         """Rows, columns, and parameters of the flow that was kept."""
         given = self.context_columns
 
@@ -81,7 +113,7 @@ class Made:
 def prepare(
     asked: Mapping[str, Any],
     rows: NDArray[np.float64],
-    names: list[str],
+    known: Encoded,
     given: NDArray[np.float64] | None,
     context_names: list[str],
     seed: int,
@@ -90,7 +122,8 @@ def prepare(
 
     Arguments:
         asked: Arguments of the estimator.
-        rows, names: The table, (n, D), and its columns.
+        rows: The table, (n, D).
+        known: What is known of its columns.
         given, context_names: The context, (n, C) or None, and its columns.
         seed: Of all random choices.
 
@@ -102,14 +135,19 @@ def prepare(
             "validation_fraction must be above 0 and at most 0.5, not "
             f"{asked['validation_fraction']}."
         )
+    if asked["missing"] not in ("absent", "refuse"):
+        raise ValueError(f"missing must be 'absent' or 'refuse', not {asked['missing']!r}.")
     if asked["start"] not in ("auto", "none"):
         raise ValueError(f"start must be 'auto' or 'none', not {asked['start']!r}.")
     columns = Columns.fit(
         rows,
-        names,
+        known.names,
         bounds=asked["bounds"],
         discrete=asked["discrete"],
         tails=asked["tails"],
+        drafts=known.drafts,
+        asked=known.asked,
+        mixed=not known.plain,
     )
     context_columns = None
     if given is not None:
@@ -118,13 +156,26 @@ def prepare(
         )
     held_out = min(max(round(asked["validation_fraction"] * len(rows)), 1), MOST_HELD_OUT)
     order = np.random.default_rng(seed).permutation(len(rows))
-    train_rows, valid_rows = (
-        TableRows(rows, given, columns, index, context_names)
-        for index in (order[held_out:], order[:held_out])
-    )
     width = 0 if given is None else given.shape[1]
-    chosen = _chosen(asked, choose_defaults(len(train_rows), rows.shape[1], width))
+    chosen = _chosen(asked, choose_defaults(len(rows) - held_out, rows.shape[1], width))
+    chosen["queries"] = "any" if asks_any(asked, rows) else "none"
     settings = build_settings(chosen, seed)
+    parts = order[held_out:], order[:held_out]
+    if is_mixed(chosen["queries"], columns):
+        whole = WHOLE if chosen["queries"] == "any" else 1.0
+        chosen["start"] = "none"
+        return Made(
+            columns,
+            context_columns,
+            PatternRows(rows, given, columns, parts[0], context_names, whole),
+            PatternRows(rows, given, columns, parts[1], context_names),
+            build_mixed(chosen, columns, width, seed),
+            chosen,
+            settings,
+        )
+    train_rows, valid_rows = (
+        TableRows(rows, given, columns, index, context_names) for index in parts
+    )
     start = None
     if asked["start"] != "none":
         start = find_start(train_rows, valid_rows, columns, context_columns, settings)
@@ -134,6 +185,30 @@ def prepare(
         start_from(flow, start)
 
     return Made(columns, context_columns, train_rows, valid_rows, flow, chosen, settings, start)
+
+
+def asks_any(asked: Mapping[str, Any], rows: NDArray[np.float64]) -> bool:
+    """Whether any columns may be given or absent, as ``queries`` says, or holes make it.
+
+    Raises:
+        ValueError: for a value that ``queries`` cannot have, or holes where it is "none".
+    """
+    queries = asked["queries"]
+    if queries not in QUERIES:
+        raise ValueError(f"queries must be 'auto', 'any' or 'none', not {queries!r}.")
+    holes = bool(np.isnan(rows).any())
+    if holes and queries == "none":
+        raise ValueError(
+            "queries='none' is for complete tables, and this one has missing values: leave "
+            "queries at 'auto', or leave those rows out."
+        )
+
+    return holes or queries == "any"
+
+
+def is_mixed(queries: str, columns: Columns) -> bool:
+    """Whether the density is more than one flow over all columns of complete rows."""
+    return queries == "any" or bool(columns.parts().sizes)
 
 
 def _chosen(asked: Mapping[str, Any], auto: Defaults) -> dict[str, Any]:
@@ -148,7 +223,7 @@ def _chosen(asked: Mapping[str, Any], auto: Defaults) -> dict[str, Any]:
     return values
 
 
-def settings_of(made: Made, flow: Flow, result: TrainingResult) -> dict[str, Any]:
+def settings_of(made: Made, flow: Flow | MixedQuAR, result: TrainingResult) -> dict[str, Any]:
     """Every choice that was made, in Python's own types."""
     return {
         # random_state may be a generator; what it gave is the seed
@@ -175,6 +250,29 @@ def build_flow(chosen: Mapping[str, Any], features: int, context: int, seed: int
         )
 
     return flow.float()  # whatever the default dtype is
+
+
+def build_mixed(chosen: Mapping[str, Any], columns: Columns, context: int, seed: int) -> MixedQuAR:
+    """The flow over numbers and categories with the chosen arguments, initialised from a seed."""
+    parts = columns.parts()
+    names = ("transforms", "norm", "order", "activation", "sigma", "mix", "base")
+    width = tuple(chosen["hidden_features"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+
+        flow = MixedQuAR(
+            len(parts.numbers),
+            context + len(parts.feature_owner) * (chosen["queries"] == "any"),
+            categories=parts.sizes,
+            switches=parts.switches,
+            patterns=chosen["queries"] == "any",
+            hidden_features=width,
+            categorical_features=width,
+            context_features=CONTEXT_FEATURES,
+            **{name: chosen[name] for name in names},
+        )
+
+    return flow.float()
 
 
 def build_settings(chosen: Mapping[str, Any], seed: int) -> TrainingSettings:

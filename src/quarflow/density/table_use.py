@@ -17,7 +17,7 @@ from quarflow.flows import FlowDistribution
 from quarflow.solvers import InversionError, listed
 from quarflow.transforms.trust import Amplification
 
-__all__ = ["CHUNK", "CHUNK_NUMBERS", "in_chunks", "refuse_unsure"]
+__all__ = ["CHUNK", "CHUNK_NUMBERS", "by_parts", "in_chunks", "refuse_unsure"]
 
 # Rows computed at once: at most so many, and hidden layers of at most 2 MiB for each thread.
 CHUNK, CHUNK_NUMBERS = 8192, 1 << 18
@@ -42,16 +42,38 @@ def in_chunks(
     Raises:
         InversionError: with the number of the row that the chunk begins at.
     """
+    with torch.inference_mode():
+        p: FlowDistribution = model() if context is None else None  # type: ignore[assignment]
+
+    def bound(x: Tensor, c: Tensor | None) -> Tensor:
+        return compute(p if c is None else model(c), x)
+
+    return by_parts(bound, rows, context, size)
+
+
+def by_parts(
+    compute: Callable[[Tensor, Tensor | None], Tensor],
+    rows: NDArray[np.float64],
+    context: NDArray[np.float64] | None,
+    size: int,
+) -> NDArray[Any]:
+    """Something of each row and its context, in chunks.
+
+    Arguments:
+        compute: Of some rows (m, D) and contexts (m, C) or None, shape (m, *).
+        rows, context, size: As of :func:`in_chunks`.
+
+    Raises:
+        InversionError: with the number of the row that the chunk begins at.
+    """
     keep_freed_memory()
     found = []
     with torch.inference_mode():
-        p: FlowDistribution = model() if context is None else None  # type: ignore[assignment]
         for start in range(0, max(len(rows), 1), size):  # no rows are a chunk as well
             part = slice(start, start + size)
-            if context is not None:
-                p = model(torch.from_numpy(context[part]))
+            c = None if context is None else torch.from_numpy(context[part])
             try:
-                found.append(compute(p, torch.from_numpy(rows[part])))
+                found.append(compute(torch.from_numpy(rows[part]), c))
             except InversionError as error:
                 if start == 0:
                     raise

@@ -2,10 +2,8 @@ r"""A flow: parameters which, given a context, become a distribution made of pur
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import wraps
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +11,9 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from quarflow.flows.actnorm import ActNorms, standardise
-from quarflow.flows.arguments import as_json, bound
 from quarflow.flows.bases import SCALAR, Base
 from quarflow.flows.certificate import StepCertificate, certify
+from quarflow.flows.recorded import Recorded
 from quarflow.solvers import InversionError
 from quarflow.transforms import Composed, Transform
 
@@ -121,7 +119,7 @@ class FlowDistribution(Distribution):
         )
 
 
-class Flow(nn.Module, ABC):
+class Flow(Recorded, ABC):
     r"""Parameters of a density over vectors of D features, given C context variables.
 
     ``flow(c)`` computes effective weights and binds the context once, and returns a
@@ -152,21 +150,7 @@ class Flow(nn.Module, ABC):
         tensor(-1.8379, grad_fn=<AddBackward0>)
     """
 
-    arguments: dict[str, Any]
     base: nn.Module
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        make, signature = cls.__init__, inspect.signature(cls)
-
-        @wraps(make)
-        def recording(self: Flow, *args: Any, **kwargs: Any) -> None:
-            given = bound(cls, signature, args, kwargs)
-            make(self, *given.args, **given.kwargs)
-            if type(self) is cls:
-                self.arguments = {k: as_json(v) for k, v in given.arguments.items()}
-
-        cls.__init__ = recording  # type: ignore[method-assign]
 
     def __init__(self, features: int, context: int = 0) -> None:
         super().__init__()

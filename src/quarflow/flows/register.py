@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from quarflow.flows.flow import Flow
+    from quarflow.flows.recorded import Recorded
 
 __all__ = ["FAMILIES", "family"]
 
-FAMILIES: dict[str, type[Flow]] = {}
+FAMILIES: dict[str, type[Recorded]] = {}
 
-Kind = TypeVar("Kind", bound="type[Flow]")
+Kind = TypeVar("Kind", bound="type[Recorded]")
 
 
 def family(kind: Kind) -> Kind:
@@ -23,7 +23,8 @@ def family(kind: Kind) -> Kind:
     such fields.
 
     Arguments:
-        kind: A class of flows; its name is that of the family.
+        kind: A class of flows, or of what records its arguments alike; its name is that of the
+            family.
 
     Raises:
         ValueError: if another family has that name.

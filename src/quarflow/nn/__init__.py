@@ -2,6 +2,7 @@
 
 from quarflow.nn.bound import BoundBranch, BoundBranches
 from quarflow.nn.branch import Branch, ConvBranch
+from quarflow.nn.categorical import Categorical, OneHot
 from quarflow.nn.context import ContextNetwork
 from quarflow.nn.lipschitz import (
     LipschitzBranch,
@@ -12,6 +13,7 @@ from quarflow.nn.lipschitz import (
 from quarflow.nn.lipschitz_trick import lipschitz_trick
 from quarflow.nn.made import MADE, MaskedLinear
 from quarflow.nn.mlp import BoundMLP
+from quarflow.nn.regression import GaussianRegression
 from quarflow.nn.triangular import TriangularLayer
 from quarflow.ops.activations import ACTIVATIONS, activation, elu, lipswish, sin, tanh
 from quarflow.ops.bounds import convolution_bound, spectral_bound
@@ -24,14 +26,17 @@ __all__ = [
     "BoundBranches",
     "BoundMLP",
     "Branch",
+    "Categorical",
     "ContextNetwork",
     "ConvBranch",
+    "GaussianRegression",
     "Linearization",
     "LipschitzBranch",
     "LipschitzConvNet",
     "LipschitzLinear",
     "LipschitzMLP",
     "MaskedLinear",
+    "OneHot",
     "TriangularLayer",
     "activation",
     "convolution_bound",

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from quarflow._version import __version__
-from quarflow.data.columns import Column
+from quarflow.data.columns import Column, Columns
 from quarflow.files import plain
-from quarflow.flows import Flow
+from quarflow.flows.recorded import Recorded
 from quarflow.store.exchange import exchange, recover
 from quarflow.store.read import (
     StoreError,
@@ -102,7 +102,7 @@ class Model(Strict):
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
     config: ModelConfig
-    flow: Flow
+    flow: Recorded
     metrics: dict[str, Any]
     log: list[dict[str, Any]]
 
@@ -125,7 +125,7 @@ def is_model(folder: str | os.PathLike[str]) -> bool:
 def save_model(
     folder: str | os.PathLike[str],
     config: ModelConfig,
-    flow: Flow,
+    flow: Recorded,
     metrics: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
 ) -> None:
@@ -160,7 +160,7 @@ def save_model(
 
 
 def save_flow(
-    flow: Flow,
+    flow: Recorded,
     folder: str | os.PathLike[str],
     *,
     images: ImageConfig | None = None,
@@ -193,7 +193,7 @@ def save_flow(
     save_model(folder, config, flow, metrics or {}, log)
 
 
-def load_flow(folder: str | os.PathLike[str]) -> Flow:
+def load_flow(folder: str | os.PathLike[str]) -> Any:
     """Read back a flow that :func:`save_flow` wrote; nothing in the folder is executed.
 
     Raises:
@@ -268,15 +268,27 @@ def _check_parts(config: ModelConfig, path: Path) -> None:
         if config.context_columns:
             raise StoreError(f"{path} is inconsistent: it has context columns and no others.")
         return
-    if config.flow.name != "QuAR":
+    if config.flow.name not in ("QuAR", "MixedQuAR"):
         raise StoreError(f"{path} is inconsistent: a {config.flow.name} has no columns.")
     names = [c.name for c in config.columns]
     context = [c.name for c in config.context_columns or []]
-    if (arguments.features, arguments.context) != (len(names), len(context)):
+    parts = Columns(tuple(config.columns)).parts()
+    wanted: tuple[Any, ...] = (
+        len(parts.numbers),
+        len(context),
+        tuple(parts.sizes),
+        parts.switches,
+    )
+    found: tuple[Any, ...] = (arguments.features, arguments.context, (), ())
+    if config.flow.name == "MixedQuAR":
+        found = (*found[:2], tuple(arguments.categories), tuple(arguments.switches))
+    if found[:2] != wanted[:2]:
         raise StoreError(
-            f"{path} is inconsistent: a flow of {arguments.features} features and "
-            f"{arguments.context} context variables, but {len(names)} and {len(context)} columns."
+            f"{path} is inconsistent: a flow of {found[0]} features and {found[1]} context "
+            f"variables, but {wanted[0]} and {wanted[1]} columns."
         )
+    if found != wanted:
+        raise StoreError(f"{path} is inconsistent: the flow is not one for its categories.")
     if len(set(names)) < len(names) or len(set(context)) < len(context):
         raise StoreError(f"{path} is inconsistent: two columns share a name.")
 

@@ -29,9 +29,10 @@ from pydantic import (
 )
 from torch import nn
 
-from quarflow.flows import FAMILIES, Flow
+from quarflow.flows import FAMILIES
 from quarflow.flows.arguments import as_json
 from quarflow.flows.former import present
+from quarflow.flows.recorded import Recorded
 
 __all__ = [
     "FlowConfig",
@@ -47,9 +48,12 @@ Width = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Whole = Annotated[int, Field(ge=0, le=65_536, strict=True)]
 Few = Annotated[int, Field(ge=1, le=1024, strict=True)]
 FEW = ("transforms", "scales", "terms", "eval_terms")  # loops run over them
-NONE_TOO = ("context_features",)  # sequences that may be empty
-
-
+# Sequences of whole numbers that are not widths of layers, of which there is one at least.
+SEQUENCES: dict[str, Any] = {
+    "context_features": Annotated[list[Width], Field(max_length=32)],
+    "categories": Annotated[list[Width], Field(max_length=65_536)],
+    "switches": Annotated[list[Whole], Field(max_length=65_536)],
+}
 PLAIN: dict[Any, Any] = {
     int: Whole,
     bool: Annotated[bool, Field(strict=True)],
@@ -127,7 +131,11 @@ class ImageConfig(Strict):
 
 def arguments_of(name: str) -> type[BaseModel]:
     """The model that arguments of a flow must satisfy, from its constructor's type hints."""
-    return _arguments_of(FAMILIES[name])
+    kind: Any = FAMILIES[name]
+
+    found: type[BaseModel] = _arguments_of(kind)
+
+    return found
 
 
 @cache
@@ -148,8 +156,7 @@ def _bounded(name: str, hint: Any) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return _arguments_of(hint)
     if get_origin(hint) is Sequence and get_args(hint) == (int,):
-        least = 0 if name in NONE_TOO else 1
-        return Annotated[list[Width], Field(min_length=least, max_length=32)]
+        return SEQUENCES.get(name, Annotated[list[Width], Field(min_length=1, max_length=32)])
     if get_origin(hint) in (Union, UnionType):
         return reduce(or_, (_bounded(name, part) for part in get_args(hint)))
     if get_origin(hint) is Literal or hint is NoneType:
@@ -159,7 +166,7 @@ def _bounded(name: str, hint: Any) -> Any:
     raise TypeError(f"{name}: flows with arguments of type {hint} cannot be saved.")
 
 
-def flow_config(flow: Flow) -> FlowConfig:
+def flow_config(flow: Recorded) -> FlowConfig:
     """Say which flow it is, with the arguments it was made with.
 
     Raises:
@@ -185,13 +192,13 @@ def flow_config(flow: Flow) -> FlowConfig:
     return FlowConfig.model_validate({"name": name, "arguments": flow.arguments})
 
 
-def build_flow(config: FlowConfig) -> Flow:
+def build_flow(config: FlowConfig) -> Recorded:
     """The flow that a configuration describes, with weights yet to be loaded.
 
     Raises:
         ValueError: if its arguments do not suit each other.
     """
-    constructor: Callable[..., Flow] = FAMILIES[config.name]
+    constructor: Callable[..., Recorded] = FAMILIES[config.name]
     with torch.random.fork_rng(devices=[]):
         return constructor(**config.arguments.model_dump())
 
