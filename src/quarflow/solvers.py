@@ -68,22 +68,26 @@ class Solution:
 
     Attributes:
         x: The root, shape (N, D).
-        slope: df_i/dx_i there, shape (N, D).
+        slope: df_i/dx_i there, shape (N, D); None where they were not asked for.
         iterations: Sweeps (evaluations of f) that each sample took, shape (N); by substitution,
-            evaluations of the variable that took most, and one of all for the residual.
+            evaluations of the variable that took most.
         residual: Largest abs(f(x) - y) / (1 + abs(y)) of each sample, shape (N).
     """
 
     x: Tensor
-    slope: Tensor
+    slope: Tensor | None
     iterations: Tensor
     residual: Tensor
 
     def replaced(self, rows: Tensor, other: Solution) -> Solution:
         """The same with what another method found for some rows; its sweeps come on top."""
+        slope = None
+        if self.slope is not None and other.slope is not None:
+            slope = self.slope.index_copy(0, rows, other.slope)
+
         return Solution(
             self.x.index_copy(0, rows, other.x),
-            self.slope.index_copy(0, rows, other.slope),
+            slope,
             self.iterations.index_add(0, rows, other.iterations),
             self.residual.index_copy(0, rows, other.residual),
         )

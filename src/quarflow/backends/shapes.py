@@ -70,9 +70,9 @@ class PixelLayers(NamedTuple):
 
 
 class Root(NamedTuple):
-    """Roots x (N, D), slopes there (N, D), residuals (N) and evaluations (N)."""
+    """Roots x (N, D), slopes there (N, D) if asked for, residuals (N) and evaluations (N)."""
 
     x: Tensor
-    slope: Tensor
+    slope: Tensor | None
     residual: Tensor
     evaluations: Tensor

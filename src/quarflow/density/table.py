@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from numpy.typing import ArrayLike
-from sklearn.base import DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
 from quarflow.data.finite import check_finite
@@ -22,7 +21,7 @@ from quarflow.training import StopSignals, TrainingProgress, train
 __all__ = ["QuARDensity"]
 
 
-class QuARDensity(DensityMixin, TransformerMixin, TableAnswers):
+class QuARDensity(TableAnswers):
     r"""Exact density of a table by a QuAR flow, in the shape of scikit-learn's KernelDensity.
 
     Log-densities are natural logarithms in the data's own units: preprocessing is part of the

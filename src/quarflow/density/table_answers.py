@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import DensityMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -30,7 +31,7 @@ from quarflow.transforms.trust import Amplification
 __all__ = ["TableAnswers"]
 
 
-class TableAnswers(TableFiles):
+class TableAnswers(DensityMixin, TransformerMixin, TableFiles):
     """Scores, noise and samples of a density of tables; :class:`quarflow.QuARDensity` is it."""
 
     n_features_in_: int
@@ -210,14 +211,19 @@ class TableAnswers(TableFiles):
     def _encoded(self, X: Any, reset: bool) -> Encoded:
         """A table as numbers, of the columns that were fitted, or are to be."""
         named = is_frame(X) and any(isinstance(name, str) for name in X.columns)
-        if named or not reset:
-            self._check_names(X, reset)
-        columns = None if reset else self.columns_
-        found = encode(X, columns, kinds=self.kinds, unseen=self.unseen)
         if not is_frame(X):
             check_table(X if hasattr(X, "ndim") else np.asarray(X, dtype=object))
-        if reset and not named:
-            validate_data(self, found.values, reset=True, ensure_all_finite=False)
+        if named or not reset:
+            self._check_names(X, reset)
+        found = encode(X, None if reset else self.columns_, kinds=self.kinds, unseen=self.unseen)
+        if not named:
+            validate_data(
+                self,
+                found.values,
+                reset=reset,
+                ensure_all_finite=False,
+                ensure_min_samples=int(reset),
+            )
         refuse_infinite(found.values, found.names)
 
         return found

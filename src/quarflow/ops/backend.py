@@ -100,6 +100,7 @@ class Backend(Protocol):
         tensors: Sequence[Tensor],
         tolerance: float,
         evaluations: int,
+        slopes: bool,
     ) -> Root:
         """:mod:`quarflow.ops.substitution`."""
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from quarflow.backends.shapes import ChainShape
-from quarflow.modes import plain
+from quarflow.modes import torch_only
 from quarflow.ops import recurrence
 from quarflow.ops.activations import Activation
 from quarflow.ops.backend import Backend, backend_for, needs_gradient, signed
@@ -102,7 +102,7 @@ def residual_chain(
     tensors = chain.tensors
     mask = None if modelled is None else modelled.to(x.dtype)
     backend = backend_for("chain", chain.shape, _read(x, mask, *tensors))
-    if backend is None and plain():
+    if backend is None and torch_only():
         return _forward(x, chain, mask, keep=False)[:2]
     if needs_gradient((x, *tensors)):
         outputs = _Chain.apply(backend, chain.activation, chain.shape, mask, x, *tensors)

@@ -18,14 +18,20 @@ EVALUATIONS = 200  # of a variable: enough to bisect the whole range of float64 
 
 @torch.no_grad()
 def substituted(
-    layers: Layers, phi: Activation, y: Tensor, start: Tensor, tolerance: float
+    layers: Layers,
+    phi: Activation,
+    y: Tensor,
+    start: Tensor,
+    tolerance: float,
+    slopes: bool = True,
 ) -> Root | None:
     """Solve x + F(x) = y, one variable after the other.
 
     Given the variables before it, each one's equation has a single unknown and is increasing in
     it: Newton, inside a bracket once there is one. What earlier variables contribute to the
     hidden units of a variable is computed once, so that all D variables take about as long as
-    one evaluation of F, and besides only the diagonal blocks are evaluated again and again.
+    one evaluation of F, and besides only the diagonal blocks are evaluated again and again: at
+    least once at the root, so that residuals are what they would be in a pass of their own.
 
     In torch one variable after the other is slow, so there the reference are the methods of
     :mod:`quarflow.solvers`.
@@ -36,6 +42,7 @@ def substituted(
         y: Right-hand sides, shape (N, D).
         start: Where to start, shape (N, D).
         tolerance: Largest residual, relative to 1 + abs(y).
+        slopes: Whether those at the root are asked for.
 
     Returns:
         What was found, with its residuals, some of which may be above the tolerance or NaN; None
@@ -47,4 +54,4 @@ def substituted(
     if backend is None:
         return None
 
-    return backend.solve(shape, y, start, tensors, tolerance, EVALUATIONS)
+    return backend.solve(shape, y, start, tensors, tolerance, EVALUATIONS, slopes)

@@ -88,15 +88,22 @@ class QuARStep(SolvedStep):
         # The solver's sweep at its answer gave the slopes there.
         found = self.solve(z)
         x = self.solved(found, z)
+        assert found.slope is not None  # they were asked for
 
         return x, -found.slope.log().sum(-1).reshape(x.shape[: x.dim() - self.event_dim])
 
     def inverse_near(self, z: Tensor, x: Tensor, tolerance: float) -> Tensor:
         """The inverse of z, found from an x that is close to it."""
-        return self.solved(self.solve(z, start=x, tolerance=tolerance), z)
+        return self.solved(self.solve(z, start=x, slopes=False, tolerance=tolerance), z)
+
+    def root(self, z: Tensor) -> Tensor:
+        """Without the slopes."""
+        return self.solve(z, slopes=False).x
 
     @torch.no_grad()
-    def solve(self, z: Tensor, start: Tensor | None = None, **options: Any) -> Solution:
+    def solve(
+        self, z: Tensor, start: Tensor | None = None, slopes: bool = True, **options: Any
+    ) -> Solution:
         """The inverse with iterations and residuals, points flattened to rows (N, D).
 
         By substitution in compiled kernels, for vectors, unless a method is asked for; by the
@@ -105,6 +112,7 @@ class QuARStep(SolvedStep):
         Arguments:
             z: Shape (*, D) or (*, C, H, W).
             start: Where to start, of the shape of the answer; z by default.
+            slopes: Whether those at the answer are asked for.
             options: Instead of the step's own options of the solver.
         """
         shape = self.shape(z)
@@ -116,7 +124,8 @@ class QuARStep(SolvedStep):
         options["tolerance"] = self.tolerance(y.dtype) if tolerance is None else tolerance
         f, other, found = self.function(shape), self.other(shape, y.dtype), None
         if not options.keys() & {"method", "max_iterations"}:
-            found = substitute(self.branch.flat(shape[:-1]), y, start, options["tolerance"])
+            flat = self.branch.flat(shape[:-1])
+            found = substitute(flat, y, start, options["tolerance"], slopes)
         if found is None:
             options |= {"reverse": self.branch.reverse, "other": other}
             return solve(f, y, start=start, **options)

@@ -61,6 +61,10 @@ class SolvedStep(Transform):
     def solve(self, z: Tensor) -> Solution:
         """The inverse with iterations and residuals, points flattened to rows (N, D)."""
 
+    def root(self, z: Tensor) -> Tensor:
+        """The inverse alone, points flattened to rows (N, D)."""
+        return self.solve(z).x
+
     @abstractmethod
     def function(self, shape: Size) -> Function:
         """f and its slopes as the solver sees them, for points of a shape."""
@@ -95,7 +99,7 @@ class SolvedStep(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         shape = self.shape(y)
-        x = self.solve(y).x
+        x = self.root(y)
         if torch.is_grad_enabled():
             f = self.function(shape)
             x = implicit_root(x, self.rows(y, shape), lambda x: f(x, None), **self._transposed)

@@ -15,7 +15,11 @@ __all__ = ["substitute"]
 
 @torch.no_grad()
 def substitute(
-    branch: BoundBranch, y: Tensor, start: Tensor | None = None, tolerance: float | None = None
+    branch: BoundBranch,
+    y: Tensor,
+    start: Tensor | None = None,
+    tolerance: float | None = None,
+    slopes: bool = True,
 ) -> Solution | None:
     r"""Solve x + F(x) = y, one variable after the other.
 
@@ -25,6 +29,7 @@ def substitute(
         start: Where to start, shape (N, D); y by default.
         tolerance: Largest residual, relative to 1 + abs(y); see
             :func:`quarflow.solvers.default_tolerance`.
+        slopes: Whether those at the root are asked for; without them it is faster.
 
     Returns:
         What was found, with its residuals, some of which may be above the tolerance or NaN; None
@@ -41,9 +46,8 @@ def substitute(
         return None
     layers = Layers(branch.weights, branch.blocks, branch.biases, branch.reverse)
     tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance
-    found = substituted(
-        layers, branch.activation, y, y if start is None else start, AIM * tolerance
-    )
+    start = y if start is None else start
+    found = substituted(layers, branch.activation, y, start, AIM * tolerance, slopes)
 
     if found is None:
         return None

@@ -76,6 +76,7 @@ def solve(
     tensors: Sequence[Tensor],
     tolerance: float,
     evaluations: int,
+    slopes: bool,
 ) -> Root:
     """The inverse of a chain of one step, one variable after the other.
 
@@ -86,11 +87,15 @@ def solve(
         tensors: Of the chain; its affine maps are not looked at.
         tolerance: Residual to stop at, relative to 1 + abs(y).
         evaluations: Most evaluations of a variable.
+        slopes: Whether they are asked for.
     """
     y, tensors = y.contiguous(), contiguous(tensors)
     x = start.clone(memory_format=torch.contiguous_format)
     found = Root(
-        x, torch.empty_like(x), x.new_empty(len(x)), x.new_empty(len(x), dtype=torch.long)
+        x,
+        torch.empty_like(x) if slopes else None,
+        x.new_empty(len(x)),
+        x.new_empty(len(x), dtype=torch.long),
     )
     limits = ctypes.c_double(tolerance), ctypes.c_int(evaluations)
     _call("solve", shape, y, tensors, y, *found, *limits)

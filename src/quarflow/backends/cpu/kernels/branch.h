@@ -48,39 +48,45 @@ struct Tape {
     }
 };
 
-// z and u in place of what follows from them: h and t, and with KEEP slope and bend.
-template <class T, int A, bool KEEP, bool SCALARS>
+// What is made of z: its value alone, the tangent too, or also what the way back needs.
+enum Made { VALUES, TANGENTS, KEPT };
+
+// z and u in place of what follows from them: h and t, and of what is KEPT slope and bend.
+template <class T, int A, Made MADE, bool SCALARS>
 void activate_rows(Hidden<T> at, int rows, int columns) {
     for (int i = 0; i < rows; i++)
         for (int n = 0; n < columns; n += LANES<T>) {
             int64_t p = int64_t(i) * TILE + n;
-            Vec<T> z = load(at.h + p), u = load(at.t + p), v, s, c;
+            Vec<T> z = load(at.h + p), v, s, c;
             if constexpr (SCALARS) {
                 for (int j = 0; j < LANES<T>; j++) v[j] = std::sin(z[j]), s[j] = std::cos(z[j]);
                 c = -v;
             } else
                 activate<T, A>(z, v, s, c);
             store(at.h + p, v);
-            store(at.t + p, s * u);
-            if constexpr (KEEP) {
-                store(at.slope + p, s);
-                store(at.bend + p, c * u);
+            if constexpr (MADE != VALUES) {
+                Vec<T> u = load(at.t + p);
+                store(at.t + p, s * u);
+                if constexpr (MADE == KEPT) {
+                    store(at.slope + p, s);
+                    store(at.bend + p, c * u);
+                }
             }
         }
 }
 
-template <class T, bool KEEP>
+template <class T, Made MADE>
 void activate_layer(int activation, Hidden<T> at, int rows, int columns) {
     switch (activation) {
         case SIN:
             if (reducible(at.h, rows, columns))
-                activate_rows<T, SIN, KEEP, false>(at, rows, columns);
+                activate_rows<T, SIN, MADE, false>(at, rows, columns);
             else
-                activate_rows<T, SIN, KEEP, true>(at, rows, columns);
+                activate_rows<T, SIN, MADE, true>(at, rows, columns);
             break;
-        case ELU: activate_rows<T, ELU, KEEP, false>(at, rows, columns); break;
-        case LIPSWISH: activate_rows<T, LIPSWISH, KEEP, false>(at, rows, columns); break;
-        default: activate_rows<T, TANH, KEEP, false>(at, rows, columns);
+        case ELU: activate_rows<T, ELU, MADE, false>(at, rows, columns); break;
+        case LIPSWISH: activate_rows<T, LIPSWISH, MADE, false>(at, rows, columns); break;
+        default: activate_rows<T, TANH, MADE, false>(at, rows, columns);
     }
 }
 
@@ -102,9 +108,9 @@ void forward(const Branch<T>& f, const T* x, const T* t0, Tape<T>& tape, bool ke
                     store(u + i * TILE + n, splat<T>(layer.B[i]));
         if (last) break;
         if (keep)
-            activate_layer<T, true>(f.activation, tape.hidden[l], layer.out, columns);
+            activate_layer<T, KEPT>(f.activation, tape.hidden[l], layer.out, columns);
         else
-            activate_layer<T, false>(f.activation, tape.hidden[l], layer.out, columns);
+            activate_layer<T, TANGENTS>(f.activation, tape.hidden[l], layer.out, columns);
         h = tape.hidden[l].h;
         t = tape.hidden[l].t;
     }
@@ -178,9 +184,10 @@ void add_block_gradient(const Layer<T>& layer, const T* gu, const T* t, LayerGra
     for (int i = 0; i < layer.blocks; i++)
         for (int m = 0; m < layer.k_out; m += PANEL) {
             int r = i * layer.k_out + m;
+            T* sums = sum.B + r * sum.B_row;
             rows_times<T>(std::min(PANEL, layer.k_out - m), {gu + r * TILE, TILE, 1},
-                          transposed + i * layer.k_in, row, 0, columns, sum.B + r * sum.B_row,
-                          sum.B_row, sum.B_row, nullptr, true);
+                          transposed + i * layer.k_in, row, 0, columns, sums, sum.B_row, sum.B_row,
+                          nullptr, sums);
         }
 }
 

@@ -349,48 +349,39 @@ bool branch_all(const Chain<T>& chain, const T* x, T* F, T* d) {
     });
 }
 
-// The inverse of the only step of a chain: x holds where to start and gets the root; slopes,
-// residuals and the number of evaluations at it.
+// The inverse of the only step of a chain: x holds where to start and gets the root; residuals
+// and the number of evaluations, and slopes if they are asked for.
 template <class T>
 bool solve_all(const Chain<T>& chain, const T* y, T* x, T* slope, T* residual, int64_t* used,
                Goal goal) {
     int D = chain.features;
+    const Branch<T>& f = chain.branch[0];
     return in_parallel(chain.threads, [&](int thread) {
         static thread_local Block block;
-        Step<T> step;
         Searching<T> s;
         Rough rough;
-        T* target;
+        T *target, *root, *slopes;
         in_block(block, [&](Space& space) {
-            step.lay_out(space, chain.branch[0], false);
-            s.lay_out(space, chain.branch[0]);
-            rough.lay_out(space, chain.branch[0]);
+            s.lay_out(space, f);
+            rough.lay_out(space, f);
             target = space.take<T>(int64_t(D) * TILE);
+            root = space.take<T>(int64_t(D) * TILE);
+            slopes = space.take<T>(int64_t(D) * TILE);
         });
-        bound_bends(chain.branch[0], s);
-        rough.fill(chain.branch[0]);
+        bound_bends(f, s);
+        rough.fill(f);
         for (int64_t i = thread; i < chain.tiles(); i += chain.threads) {
             Tile<T> tile(chain, i);
             int64_t at = tile.first * D, evaluations[TILE] = {};
+            T left[TILE] = {};
             points_to_tile(y + at, D, target, tile.points, tile.columns, D);
-            points_to_tile(x + at, D, step.x, tile.points, tile.columns, D);
-            substitute(chain.branch[0], target, step.x, s, rough, goal, tile.first, tile.points,
-                       tile.columns, evaluations);
-            forward(chain.branch[0], step.x, static_cast<const T*>(nullptr), step.tape, false,
-                    step.y, step.d, tile.first, tile.points, tile.columns);
-            transpose(step.x, TILE, x + at, D, D, tile.points);
-            for (int n = 0; n < tile.points; n++) {
-                T worst = 0;
-                for (int j = 0; j < D; j++) {
-                    T y_j = target[j * TILE + n];
-                    T error = std::abs(step.x[j * TILE + n] + step.y[j * TILE + n] - y_j);
-                    error /= 1 + std::abs(y_j);
-                    worst = error > worst || error != error ? error : worst;  // NaN stays
-                    slope[at + n * D + j] = 1 + step.d[j * TILE + n];
-                }
-                residual[tile.first + n] = worst;
-                used[tile.first + n] = evaluations[n] + 1;
-            }
+            points_to_tile(x + at, D, root, tile.points, tile.columns, D);
+            substitute(f, target, root, goal.slopes ? slopes : nullptr, left, s, rough, goal,
+                       tile.first, tile.points, tile.columns, evaluations);
+            transpose(root, TILE, x + at, D, D, tile.points);
+            if (goal.slopes) transpose(slopes, TILE, slope + at, D, D, tile.points);
+            std::copy(left, left + tile.points, residual + tile.first);
+            std::copy(evaluations, evaluations + tile.points, used + tile.first);
         }
         block.done();
     });
@@ -416,7 +407,7 @@ bool solve_all(const Chain<T>& chain, const T* y, T* x, T* slope, T* residual, i
                                 T* slope, T* residual, int64_t* used, double tolerance,           \
                                 int evaluations) {                                                \
         return solve_all(Chain<T>(numbers, tensors), y, x, slope, residual, used,                 \
-                         {tolerance, evaluations});                                               \
+                         {tolerance, evaluations, slope != nullptr});                                               \
     }
 
 EXPORT(float, f32)

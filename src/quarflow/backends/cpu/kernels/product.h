@@ -5,17 +5,17 @@
 
 constexpr int PANEL = BYTES == 64 ? 8 : 4;  // rows computed at once: as registers allow
 
-// out[m][n] = bias[m] (or 0, or out[m][n]) + sum of a[m][k] b[k][n] over k from k0 to k1.
+// out[m][n] = bias[m] (or 0, or add[m][n]) + sum of a[m][k] b[k][n] over k from k0 to k1.
 template <class T, int M, int N>
 inline void panel(const T* a, int64_t am, int64_t ak, const T* b, int64_t bk, int k0, int k1,
-                  T* out, int64_t om, const T* bias, bool add) {
+                  T* out, int64_t om, const T* bias, const T* add) {
     constexpr int L = LANES<T>;
     Vec<T> sum[M][N];
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 2
         for (int n = 0; n < N; n++)
-            sum[m][n] = add    ? load(out + m * om + n * L)
+            sum[m][n] = add    ? load(add + m * om + n * L)
                         : bias ? splat<T>(bias[m])
                                : Vec<T>{};
     for (int k = k0; k < k1; k++) {
@@ -42,18 +42,21 @@ struct Matrix {
     int64_t row, column;
 };
 
-// The same for any number of rows up to PANEL, and columns in whole vectors.
+// The same for any number of rows up to PANEL, and columns in whole vectors; add may be out.
 template <class T>
 inline void rows_times(int rows, Matrix<T> a, const T* b, int64_t bk, int k0, int k1, T* out,
-                       int64_t om, int columns, const T* bias = nullptr, bool add = false) {
+                       int64_t om, int columns, const T* bias = nullptr,
+                       const T* add = nullptr) {
     constexpr int L = LANES<T>;
 #define CASE(M)                                                                                  \
     case M: {                                                                                    \
         int n = 0;                                                                               \
         for (; n + 2 * L <= columns; n += 2 * L)                                                 \
-            panel<T, M, 2>(a.data, a.row, a.column, b + n, bk, k0, k1, out + n, om, bias, add);  \
+            panel<T, M, 2>(a.data, a.row, a.column, b + n, bk, k0, k1, out + n, om, bias,        \
+                           add ? add + n : nullptr);                                             \
         if (n < columns)                                                                         \
-            panel<T, M, 1>(a.data, a.row, a.column, b + n, bk, k0, k1, out + n, om, bias, add);  \
+            panel<T, M, 1>(a.data, a.row, a.column, b + n, bk, k0, k1, out + n, om, bias,        \
+                           add ? add + n : nullptr);                                             \
         break;                                                                                   \
     }
     switch (rows) {
@@ -74,11 +77,12 @@ inline void rows_times(int rows, Matrix<T> a, const T* b, int64_t bk, int k0, in
 // All rows of a small dense product, panel by panel.
 template <class T>
 inline void small_product(int rows, Matrix<T> a, const T* b, int64_t bk, int inner, T* out,
-                          int64_t om, int columns, const T* bias = nullptr, bool add = false) {
+                          int64_t om, int columns, const T* bias = nullptr,
+                          const T* add = nullptr) {
     for (int m = 0; m < rows; m += PANEL) {
         int here = rows - m < PANEL ? rows - m : PANEL;
         rows_times<T>(here, {a.data + m * a.row, a.row, a.column}, b, bk, 0, inner, out + m * om,
-                      om, columns, bias ? bias + m : nullptr, add);
+                      om, columns, bias ? bias + m : nullptr, add ? add + m * om : nullptr);
     }
 }
 
@@ -122,7 +126,7 @@ struct Layer {
             int way = reverse ? -1 : 1, from = reverse ? k.end - 1 : k.begin;
             rows_times<T>(rows, {row + from, in, way}, h + from * TILE, way * TILE, 0,
                           k.end - k.begin, z + r * TILE, TILE, columns,
-                          b && !own ? b + r : nullptr, own);
+                          b && !own ? b + r : nullptr, own ? z + r * TILE : nullptr);
         }
     }
 
@@ -144,9 +148,9 @@ struct Layer {
             int rows = out - r < PANEL ? out - r : PANEL;
             Range c = inputs(r, r + rows);
             int begin = c.begin / L * L;
+            T* sums = gW + int64_t(r) * padded + begin;
             rows_times<T>(rows, {gz + r * TILE, TILE, 1}, h_transposed + begin, padded, 0, columns,
-                          gW + int64_t(r) * padded + begin, padded, round_up(c.end, L) - begin,
-                          nullptr, true);
+                          sums, padded, round_up(c.end, L) - begin, nullptr, sums);
         }
     }
 

@@ -2,7 +2,8 @@
 //
 // Given the variables before it, a variable's equation has one unknown, and only its own diagonal
 // blocks have to be evaluated again and again. What the earlier variables contribute is computed
-// once, so that all D variables together cost about one forward pass, plus the searches.
+// once, so that all D variables together cost about one forward pass, plus the searches. Each
+// search ends with an evaluation at its root, so the residuals are known without another pass.
 #pragma once
 
 #include "branch.h"
@@ -11,10 +12,13 @@
 struct Goal {
     double tolerance;
     int evaluations;
+    bool slopes;         // whether the slopes at the root are asked for
     bool rough = false;  // only a start is wanted: no residual need be known
 };
 
-constexpr int MARGIN = 8;  // by how much a confirming evaluation must be needless
+// A slope that is known this well at the least makes steps that leave so much of a residual.
+constexpr double LEFT = 1.0 / 64;
+constexpr double ROUGH = 5e-7;  // where a first search in float32 stops
 
 template <class T>
 bool any(const T& mask) {
@@ -22,6 +26,11 @@ bool any(const T& mask) {
     std::memcpy(words, &mask, sizeof(T));
     for (uint64_t w : words) found |= w;
     return found;
+}
+
+template <class T>
+inline T magnitude(T x) {
+    return x < 0 ? -x : x;
 }
 
 // Variables from begin to end in the order, whose units are computed in panels as far as they
@@ -39,8 +48,13 @@ struct Searching {
     T* tangent[MAX_LAYERS]; // of one variable
     T* group[MAX_LAYERS];   // of a group of variables: what those before the group contribute
     T *F, *d;               // of one variable
+    T *low, *high;          // its bracket
+    T *x, *error, *gain;    // where it was evaluated before, with slopes; gain is 1 / slope
+    T *left;                // its residuals, relative to 1 + |y|
     int columns, together;  // of a tile; variables in a group
     T* bend;                // of each variable: how much its units and F curve in it at most
+    // Of STRIDE points each: whether the search goes on, and the next evaluation only confirms.
+    bool open[TILE], sure[TILE];
 
     void lay_out(Space& space, const Branch<T>& f) {
         together = std::min(f.features, group_size(f.layer[0].k_out));
@@ -51,8 +65,7 @@ struct Searching {
             tangent[l] = space.take<T>(int64_t(a.k_out) * TILE);
             if (l + 1 < f.layers) tape.hidden[l].h = space.take<T>(int64_t(a.out) * TILE);
         }
-        F = space.take<T>(TILE);
-        d = space.take<T>(TILE);
+        for (T** row : {&F, &d, &low, &high, &x, &error, &gain, &left}) *row = space.take<T>(TILE);
         bend = space.take<T>(f.features);
     }
 };
@@ -96,7 +109,7 @@ void contribution(const Branch<T>& f, int l, Group to, Group from, const T* x, S
     int column = a.reverse ? (D - from.begin) * a.k_in - 1 : from.begin * a.k_in;
     small_product<T>((to.end - to.begin) * a.k_out, {a.W + int64_t(row) * a.in + column, a.in, way},
                      h + column * TILE, way * TILE, (from.end - from.begin) * a.k_in, out, TILE,
-                     s.columns, add ? nullptr : a.b + row, add);
+                     s.columns, add ? nullptr : a.b + row, add ? out : nullptr);
 }
 
 template <class T>
@@ -110,13 +123,12 @@ void contribution_to_group(const Branch<T>& f, int l, Group to, const T* x, Sear
     contribution(f, l, to, {0, to.begin}, x, s, s.group[l], a.b_row != 0);
 }
 
-// F and d of variable i, at STRIDE points from column n on; leaves its hidden units where later
-// variables read them.
+// F of variable i, and d if asked for, at some points from column n on; leaves its hidden units
+// where later variables read them.
 template <class T>
-void evaluate(const Branch<T>& f, int i, const T* x, Searching<T>& s, int n) {
-    constexpr int L = LANES<T>, S = STRIDE<T>;
+void evaluate(const Branch<T>& f, int i, const T* x, Searching<T>& s, int n, int columns,
+              bool tangents) {
     const T* v = x + i * TILE + n;
-    const T* t = nullptr;
     for (int l = 0; l < f.layers; l++) {
         const Layer<T>& a = f.layer[l];
         bool last = l + 1 == f.layers;
@@ -124,89 +136,110 @@ void evaluate(const Branch<T>& f, int i, const T* x, Searching<T>& s, int n) {
         T* u = (last ? s.d : s.tangent[l]) + n;
         const T* B = a.B + int64_t(i) * a.k_out * a.k_in;
         int way = a.reverse ? -1 : 1, from = a.reverse ? a.k_in - 1 : 0;
-        for (int r = 0; r < a.k_out; r++)
-            for (int c = 0; c < S; c += L) {
-                store(z + r * TILE + c, load(s.base[l] + r * TILE + n + c));
-                if (!t) store(u + r * TILE + c, splat<T>(B[r]));
-            }
         small_product<T>(a.k_out, {B + from, a.k_in, way}, v + from * TILE, way * TILE, a.k_in, z,
-                         TILE, S, nullptr, true);
-        if (t) small_product<T>(a.k_out, {B, a.k_in, 1}, t, TILE, a.k_in, u, TILE, S);
+                         TILE, columns, nullptr, s.base[l] + n);
+        if (tangents && l)
+            small_product<T>(a.k_out, {B, a.k_in, 1}, s.tangent[l - 1] + n, TILE, a.k_in, u, TILE,
+                             columns);
+        else if (tangents)
+            for (int r = 0; r < a.k_out; r++)
+                for (int c = 0; c < columns; c += LANES<T>) store(u + r * TILE + c, splat<T>(B[r]));
         if (last) return;
-        activate_layer<T, false>(f.activation, {z, u, nullptr, nullptr}, a.k_out, S);
+        if (tangents)
+            activate_layer<T, TANGENTS>(f.activation, {z, u, nullptr, nullptr}, a.k_out, columns);
+        else
+            activate_layer<T, VALUES>(f.activation, {z, u, nullptr, nullptr}, a.k_out, columns);
         v = z;
-        t = u;
     }
 }
 
-// Moves the hidden units of variable i along with a last small step of the variable itself.
+// By how much a Newton step has to be corrected for the bend of f between two evaluations: the
+// inverse of f is interpolated, with both slopes. 0 where they do not close in on the root.
 template <class T>
-void follow(const Branch<T>& f, int i, Searching<T>& s, int n, const Vec<T>* step) {
-    constexpr int L = LANES<T>, S = STRIDE<T>;
-    for (int l = 0; l + 1 < f.layers; l++) {
-        int k = f.layer[l].k_out;
-        T* h = s.tape.hidden[l].h + i * k * TILE + n;
-        const T* t = s.tangent[l] + n;
-        for (int r = 0; r < k; r++)
-            for (int c = 0; c < S; c += L) {
-                T* at = h + r * TILE + c;
-                store(at, load(at) + step[c / L] * load(t + r * TILE + c));
-            }
-    }
+Vec<T> correction(Vec<T> now, Vec<T> error, Vec<T> gain, Vec<T> x, Vec<T> was, Vec<T> gain_was) {
+    Vec<T> apart = 1 / (was - error), mean = (x - now) * apart;
+    Vec<T> near = (mean - gain) * apart, far = (gain_was - mean) * apart;
+    Vec<T> found = error * error * (near - was * (far - near) * apart);
+    auto good = (2 * magnitude(error) < magnitude(was)) &
+                (2 * magnitude(found) <= magnitude(error * gain));
+    return good ? found : splat<T>(0);
 }
 
-// Variable i at STRIDE points: Newton, inside a bracket once there is one.
+// What an evaluation of variable i at STRIDE points tells: residuals, the bracket, and where to
+// go next, inside it. fresh: whether slopes were computed with it.
 template <class T>
-void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal goal, int n,
-            const int64_t* before, int64_t* evaluations) {
-    constexpr int L = LANES<T>, V = STRIDE<T> / LANES<T>;
+void advance(int i, const T* y, T* x, Searching<T>& s, Goal goal, int sweep, bool fresh, int n) {
+    const T largest = std::numeric_limits<T>::max(), tolerance = T(goal.tolerance);
+    bool moved = false, sure = true;
+    for (int p = n; p < n + STRIDE<T>; p += LANES<T>) {
+        Vec<T> now = load(x + i * TILE + p), target = load(y + i * TILE + p);
+        Vec<T> error = now + load(s.F + p) - target, gain = 1 / (1 + load(s.d + p));
+        Vec<T> size = magnitude(error), unit = 1 + magnitude(target), aim = tolerance * unit;
+        store(s.left + p, size / unit);
+        // f is increasing in its own variable: the sign tells on which side the root is.
+        Vec<T> low = error < 0 ? now : load(s.low + p), high = error > 0 ? now : load(s.high + p);
+        store(s.low + p, low);
+        store(s.high + p, high);
+        Vec<T> bent = splat<T>(0), middle = low / 2 + high / 2;
+        if (fresh) {
+            bent = correction<T>(now, error, gain, load(s.x + p), load(s.error + p),
+                                 load(s.gain + p));
+            store(s.x + p, now);
+            store(s.error + p, error);
+            store(s.gain + p, gain);
+        }
+        // While one side is open, ever longer steps: slopes that mislead cannot hold it up.
+        Vec<T> next = now - error * gain * T(int64_t(1) << std::min(sweep / 8, 40)) + bent;
+        auto halve = (next <= low) | (next >= high);
+        if (sweep % 4 == 3 && sweep > 8) halve |= size >= 0;
+        next = (halve & (magnitude(middle) <= largest)) ? middle : next;
+        auto open = size > aim;
+        next = open ? next : now;
+        if (any(next != now)) moved = true;
+        // What is left then: the square of the step, times how much F bends; less than what the
+        // bend was found to make; or some of the residual, where the slope is an earlier one.
+        Vec<T> step = next - now;
+        auto enough = size * T(LEFT) <= aim;
+        if (fresh)
+            enough = (step * step * s.bend[i] <= aim) |
+                     ((bent != 0) & (magnitude(bent) <= 4 * aim));
+        if (any(open & (halve | ~enough))) sure = false;
+        if (sweep + 1 < goal.evaluations) store(x + i * TILE + p, next);
+    }
+    s.open[n / STRIDE<T>] = moved && !(goal.rough && sure);
+    s.sure[n / STRIDE<T>] = sure && sweep < 8;
+}
+
+// Variable i at all points: Newton with corrections, inside a bracket once there is one. Only
+// where it goes on are points evaluated, neighbours together.
+template <class T>
+void search(const Branch<T>& f, int i, const T* y, T* x, Searching<T>& s, Goal goal,
+            int64_t* evaluations) {
+    constexpr int S = STRIDE<T>;
     const Vec<T> infinity = splat<T>(std::numeric_limits<T>::infinity());
-    const T largest = std::numeric_limits<T>::max();
-    Vec<T> low[V], high[V], step[V];
-    for (int c = 0; c < V; c++) low[c] = -infinity, high[c] = infinity;
-    // Close to the size of rounding only an evaluation tells what the residual is.
-    bool resolved = goal.rough || goal.tolerance >= 64 * double(std::numeric_limits<T>::epsilon());
-    int used = 0;
-    for (int sweep = 0; sweep < goal.evaluations; sweep++) {
-        evaluate(f, i, x, s, n);
-        used++;
-        bool moved = false, last = resolved && sweep < 8;
-        for (int c = 0; c < V; c++) {
-            T* at = x + i * TILE + n + c * L;
-            Vec<T> now = load(at), target = load(y + i * TILE + n + c * L);
-            Vec<T> error = now + load(s.F + n + c * L) - target, slope = 1 + load(s.d + n + c * L);
-            Vec<T> size = error < 0 ? -error : error, of = target < 0 ? -target : target;
-            // f is increasing in its own variable: the sign tells on which side the root is.
-            low[c] = error < 0 ? now : low[c];
-            high[c] = error > 0 ? now : high[c];
-            Vec<T> middle = low[c] / 2 + high[c] / 2;
-            // While one side is open, ever longer steps: slopes that mislead cannot hold it up.
-            Vec<T> next = now - error / slope * T(int64_t(1) << std::min(sweep / 8, 40));
-            auto closed = (middle < 0 ? -middle : middle) <= largest;
-            auto halve = (next <= low[c]) | (next >= high[c]);
-            if (sweep % 4 == 3 && sweep > 8) halve |= size >= 0;
-            next = (halve & closed) ? middle : next;
-            auto open = size > T(goal.tolerance) * (1 + of);
-            next = open ? next : now;
-            if (any(next != now)) {
-                moved = true;
-                store(at, next);
+    for (int n = 0; n < s.columns; n += LANES<T>) {
+        store(s.low + n, -infinity);
+        store(s.high + n, infinity);
+        store(s.error + n, splat<T>(0));
+    }
+    std::fill(s.open, s.open + TILE, true);
+    bool going = true;
+    for (int sweep = 0; going && sweep < goal.evaluations; sweep++) {
+        going = false;
+        for (int n = 0, end; n < s.columns; n = end) {
+            int k = n / S;
+            end = n + S;
+            if (!s.open[k]) continue;
+            while (end < s.columns && s.open[end / S] && s.sure[end / S] == s.sure[k]) end += S;
+            bool fresh = goal.slopes || !s.sure[k];
+            evaluate(f, i, x, s, n, end - n, fresh);
+            for (int p = n; p < end; p += S) {
+                advance(i, y, x, s, goal, sweep, fresh, p);
+                going |= s.open[p / S];
             }
-            // What a step leaves behind is the square of it, times how much units and F bend:
-            // where that is far below the goal, the next evaluation would only confirm it.
-            step[c] = next - now;
-            Vec<T> bent = step[c] * step[c] * s.bend[i] * MARGIN;
-            auto sure = bent <= T(goal.tolerance) * (1 + of);
-            if (any(open & (halve | ~sure))) last = false;
-        }
-        if (!moved) break;
-        if (last) {
-            follow(f, i, s, n, step);
-            break;
+            for (int p = n; p < end; p++) evaluations[p]++;
         }
     }
-    for (int c = 0; c < STRIDE<T>; c++)
-        evaluations[n + c] = std::max<int64_t>(evaluations[n + c], before[n + c] + used);
 }
 
 // A first search in float32: most evaluations on the way to a root in float64 need no more, and
@@ -239,32 +272,44 @@ struct Rough {
         bound_bends(f, s);
     }
 
-    // Variable i of x, where it is to be found from what is known in s; counts evaluations.
+    // Variable i of x, where it is to be found from what is known in s, and its slope there;
+    // counts evaluations.
     template <class T>
-    void start(int i, const T* from_y, T* to_x, const Searching<T>& known, int columns,
-               int64_t* evaluations) {
-        int row = i * TILE, all = round_up(columns, STRIDE<float>);
+    void start(int i, const T* from_y, T* to_x, Searching<T>& known, int64_t* evaluations) {
+        int row = i * TILE, columns = known.columns;
+        s.columns = round_up(columns, STRIDE<float>);
         for (int l = 0; l < f.layers; l++)
             for (int r = 0; r < f.layer[l].k_out; r++)
-                for (int n = 0; n < all; n++)
+                for (int n = 0; n < s.columns; n++)
                     s.base[l][r * TILE + n] = n < columns ? float(known.base[l][r * TILE + n]) : 0;
-        for (int n = 0; n < all; n++) {
+        for (int n = 0; n < s.columns; n++) {
             y[row + n] = n < columns ? float(from_y[row + n]) : 0;
             x[row + n] = n < columns ? float(to_x[row + n]) : 0;
         }
-        int64_t none[TILE] = {};
-        for (int n = 0; n < all; n += STRIDE<float>)
-            search(f, i, y, x, s, {5e-7, 6, true}, n, none, evaluations);
-        for (int n = 0; n < columns; n++)
+        std::fill(s.sure, s.sure + TILE, false);
+        search(f, i, y, x, s, {ROUGH, 6, true, true}, evaluations);
+        for (int n = 0; n < columns; n++) {
             if (x[row + n] != float(to_x[row + n]) && std::isfinite(x[row + n]))
                 to_x[row + n] = x[row + n];
+            known.d[n] = s.d[n];
+        }
     }
 };
 
-// x from y, both tiles; x holds where to start. evaluations: at most so many of a variable.
+// Where slopes of the first search do for a step in T: they are sound, and it need not be exact.
 template <class T>
-void substitute(const Branch<T>& f, const T* y, T* x, Searching<T>& s, Rough& rough, Goal goal,
-                int64_t first, int points, int columns, int64_t* evaluations) {
+void trust(Searching<T>& s, Goal goal) {
+    std::fill(s.sure, s.sure + TILE, goal.tolerance >= ROUGH * LEFT);
+    for (int n = 0; n < s.columns; n++)
+        if (!(s.d[n] > -1 && s.d[n] < 1)) s.sure[n / STRIDE<T>] = false;
+}
+
+// x from y, both tiles; x holds where to start, and slope gets those at x if they are asked for.
+// evaluations: of the variable that takes most, of which goal has the most there may be.
+template <class T>
+void substitute(const Branch<T>& f, const T* y, T* x, T* slope, T* residual, Searching<T>& s,
+                Rough& rough, Goal goal, int64_t first, int points, int columns,
+                int64_t* evaluations) {
     bool reverse = f.layer[0].reverse;
     s.columns = columns;
     for (int k = 0; k < f.features; k++) {
@@ -276,9 +321,18 @@ void substitute(const Branch<T>& f, const T* y, T* x, Searching<T>& s, Rough& ro
             s.base[l] = s.group[l] + place * f.layer[l].k_out * TILE;
             if (within) contribution(f, l, {k, k + 1}, {group.begin, k}, x, s, s.base[l], true);
         }
-        int64_t before[TILE] = {};
-        if constexpr (sizeof(T) == sizeof(double)) rough.start(i, y, x, s, columns, before);
-        for (int n = 0; n < columns; n += STRIDE<T>)
-            search(f, i, y, x, s, goal, n, before, evaluations);
+        int64_t used[TILE] = {};
+        std::fill(s.sure, s.sure + TILE, false);
+        if constexpr (sizeof(T) == sizeof(double)) {
+            rough.start(i, y, x, s, used);
+            trust(s, goal);
+        }
+        search(f, i, y, x, s, goal, used);
+        for (int n = 0; n < columns; n++) {
+            T left = s.left[n];
+            residual[n] = left > residual[n] || left != left ? left : residual[n];  // NaN stays
+            evaluations[n] = std::max(evaluations[n], used[n]);
+            if (slope) slope[i * TILE + n] = 1 + s.d[n];
+        }
     }
 }
