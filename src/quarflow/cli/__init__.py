@@ -17,6 +17,7 @@ from quarflow.cli.demo import demo
 from quarflow.cli.fit import fit
 from quarflow.cli.paper import paper, recipe
 from quarflow.cli.paper_images import table1, table2
+from quarflow.cli.query import query
 from quarflow.cli.show import info, report
 from quarflow.cli.use import sample, score
 
@@ -57,7 +58,7 @@ def _quarflow(
     """
 
 
-for command in (fit, score, sample, info, report, demo, bench):
+for command in (fit, score, sample, query, info, report, demo, bench):
     app.command()(guarded(command))
 recipe(table1)
 recipe(table2)

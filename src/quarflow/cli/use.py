@@ -73,13 +73,13 @@ def sample(
     density = open_model(model)
     check_output(output, density.draws_to)
     options: dict[str, Any] = {} if number is None else {"n_samples": number}
-    context = _context(density.context_names, context_row)
+    context = context_at(density.context_names, context_row)
     if context is not None:
         options["context"] = context
     typer.echo(density.draw(seed=seed, **options).write(output))
 
 
-def _context(names: list[str], text: str | None) -> Any:
+def context_at(names: list[str], text: str | None) -> Any:
     """One row of context (C,) from `name=value,...` or a JSON object."""
     import numpy as np
 
