@@ -32,10 +32,14 @@ def fit(
     data: Annotated[Path, typer.Argument(help="A table (.csv, .parquet, .npy, .npz), or images.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")],
     columns: Annotated[
-        str | None, typer.Option(help="Columns to model, a,b,c; by default all but the context.")
+        str | None, typer.Option(help="Columns to model, a,b,c; by default all others.")
     ] = None,
     context: Annotated[
         str | None, typer.Option(help="Columns to condition on instead of modelling them.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column that says how much each row counts."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Time budget for the training.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Passes over the rows, at most.")] = None,
@@ -64,6 +68,7 @@ def fit(
     Example:
       quarflow fit data.csv -o model
       quarflow fit data.parquet -o model --columns mass,energy --context angle --minutes 5
+      quarflow fit survey.csv -o model --weights weight
       quarflow fit data.csv -o model --set hidden_features=[64,64] --set 'bounds={"age":[0,null]}'
       quarflow fit pictures/ -o model --minutes 30 --set transforms=8 --set flip=true
     """
@@ -79,7 +84,7 @@ def fit(
         density, received = _fit(
             data,
             output,
-            _names(columns, context) | {"drop_missing": drop_missing},
+            _names(columns, context, weights) | {"drop_missing": drop_missing},
             setting or [],
             minutes=minutes,
             max_epochs=max_epochs,
@@ -222,13 +227,16 @@ def _settings(kind: Any, assignments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _names(columns: str | None, context: str | None) -> dict[str, list[str] | None]:
-    """The columns to model and those of the context, as far as they are given."""
+def _names(columns: str | None, context: str | None, weights: str | None) -> dict[str, Any]:
+    """The columns to model, those of the context and that of weights, as far as they are given."""
     wanted, given = names_of(columns, "--columns"), names_of(context, "--context")
     for name in given or []:
         if name in (wanted or []):
             raise CommandError(f"The column {name!r} is in --columns and in --context.")
-    return {"columns": wanted, "context": given}
+    for option, names in (("--columns", wanted), ("--context", given)):
+        if weights is not None and weights in (names or []):
+            raise CommandError(f"The column {weights!r} is in {option} and in --weights.")
+    return {"columns": wanted, "context": given, "weights": weights}
 
 
 def _tidy(output: Path, existed: bool) -> None:

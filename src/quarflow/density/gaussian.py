@@ -54,17 +54,20 @@ class Gaussian:
         return np.asarray(0.5 * ((z * z).sum(1) + x.shape[1] * math.log(2 * math.pi)) - self.ladj)
 
 
-def gaussians(x: Array, c: Array | None = None) -> Iterator[Gaussian]:
+def gaussians(x: Array, c: Array | None = None, w: Array | None = None) -> Iterator[Gaussian]:
     """Those that rows (n, D) suggest: means are linear in the context (n, C), if there is one.
 
+    Rows count by weights w (n), if there are any, and are as many as tell the same by Kish.
     Independent columns come first.
     """
-    n, D = x.shape
-    mean, slope = _regression(x, c)
+    D, w = x.shape[1], _shares(x, w)
+    n = 1 / float(w @ w)
+    mean, slope = _regression(x, c, w)
     if c is None:
-        mean = _settled(mean, 0.0, x.std(0) / math.sqrt(n), n)
+        spread = np.sqrt(w @ (x - mean) ** 2)
+        mean = _settled(mean, 0.0, spread / math.sqrt(n), n)
     left = x - mean if c is None else x - mean - c @ slope.T
-    scale = np.sqrt((left * left).mean(0) + 1e-12)
+    scale = np.sqrt(w @ (left * left) + 1e-12)
     left /= scale
     scale = _settled(scale, 1.0, math.sqrt(0.5 / n), n)
 
@@ -75,14 +78,19 @@ def gaussians(x: Array, c: Array | None = None) -> Iterator[Gaussian]:
 
     yield standard("independent", np.eye(D))
     if 1 < D <= MOST_FEATURES:
-        correlation = left.T @ left / n
-        yield standard("shrunk", _whitening(_shrunk(left, correlation)))
+        correlation = (left * w[:, None]).T @ left
+        yield standard("shrunk", _whitening(_shrunk(left, correlation, w)))
         factors = _factors(correlation, n)
         if factors is not None:
             yield standard("factors", _whitening(factors))
 
 
-def _settled(found: Array, usual: float, error: Array | float, rows: int) -> Array:
+def _shares(x: Array, w: Array | None) -> Array:
+    """What part of the whole each row is, (n)."""
+    return np.full(len(x), 1 / len(x)) if w is None else w / w.sum()
+
+
+def _settled(found: Array, usual: float, error: Array | float, rows: float) -> Array:
     """Estimates, or what standardised columns have, where that is as good (by the BIC).
 
     Estimating them once more, from fewer rows than columns were standardised by, adds noise.
@@ -90,15 +98,18 @@ def _settled(found: Array, usual: float, error: Array | float, rows: int) -> Arr
     return np.where(np.abs(found - usual) < math.sqrt(math.log(rows)) * error, usual, found)
 
 
-def _regression(x: Array, c: Array | None) -> tuple[Array, Array]:
+def _regression(x: Array, c: Array | None, w: Array) -> tuple[Array, Array]:
     """Mean at c = 0, (D), and slopes, (D, C), by a ridge as strong as one row."""
+    mean = w @ x
     if c is None:
-        return x.mean(0), np.zeros((x.shape[1], 0))
-    centre = c.mean(0)
+        return mean, np.zeros((x.shape[1], 0))
+    centre = w @ c
     moved = c - centre
-    slope = np.linalg.solve(moved.T @ moved + np.eye(c.shape[1]), moved.T @ (x - x.mean(0))).T
+    weighed = moved.T * w
+    one = float(w @ w)  # of as many rows as tell the same
+    slope = np.linalg.solve(weighed @ moved + one * np.eye(c.shape[1]), weighed @ (x - mean)).T
 
-    return x.mean(0) - slope @ centre, slope
+    return mean - slope @ centre, np.asarray(slope)
 
 
 def _whitening(covariance: Array) -> Array:
@@ -109,21 +120,29 @@ def _whitening(covariance: Array) -> Array:
     return np.asarray(solve_triangular(lower, np.eye(len(lower)), lower=True))
 
 
-def _shrunk(x: Array, correlation: Array) -> Array:
+def _shrunk(x: Array, correlation: Array, w: Array) -> Array:
     """Towards independence, as far as Ledoit and Wolf say.
+
+    Arguments:
+        x: Rows of mean 0, (n, D).
+        correlation: Their second moments, (D, D).
+        w: What part of the whole each row is, (n).
 
     Reference:
         | A well-conditioned estimator for large-dimensional covariance matrices
         | (Ledoit & Wolf, 2004), https://doi.org/10.1016/S0047-259X(03)00096-4
     """
-    from sklearn.covariance import ledoit_wolf_shrinkage
+    D, squares = len(correlation), x * x
+    size = float((correlation * correlation).sum())
+    # how far one row's products are from their mean, over as many rows as tell the same
+    noise = (float(w @ squares.sum(1) ** 2) - size) * float(w @ w)
+    far = size - float(correlation.trace()) ** 2 / D
+    share = min(max(noise / far, 0.0), 1.0) if far > 0 else 0.0
 
-    share = float(ledoit_wolf_shrinkage(x, assume_centered=True))
-
-    return (1 - share) * correlation + share * np.eye(len(correlation))
+    return (1 - share) * correlation + share * np.eye(D)
 
 
-def _factors(correlation: Array, rows: int) -> Array | None:
+def _factors(correlation: Array, rows: float) -> Array | None:
     r"""Factor analysis by maximum likelihood, None where there is no factor.
 
     There are as many factors as eigenvalues above what noise alone would have,
@@ -155,9 +174,19 @@ def _factors(correlation: Array, rows: int) -> Array | None:
 
 
 def best_gaussian(
-    x: Array, c: Array | None, valid: Array, valid_c: Array | None
+    x: Array,
+    c: Array | None,
+    valid: Array,
+    valid_c: Array | None,
+    w: Array | None = None,
+    valid_w: Array | None = None,
 ) -> tuple[Gaussian, float]:
     """The one with the fewest nats on validation rows, and its nats.
+
+    Arguments:
+        x, c: Rows, (n, D), and their context, (n, C) or None.
+        valid, valid_c: The same of the validation rows.
+        w, valid_w: Weights of both, (n), None if all rows count the same.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -165,7 +194,8 @@ def best_gaussian(
         >>> best_gaussian(x[:300], None, x[300:], None)[0].kind != "independent"
         True
     """
-    found = [(g, float(g.nats(valid, valid_c).mean())) for g in gaussians(x, c)]
+    share = _shares(valid, valid_w)
+    found = [(g, float(share @ g.nats(valid, valid_c))) for g in gaussians(x, c, w)]
 
     return min(found, key=lambda pair: pair[1])
 

@@ -28,6 +28,10 @@ class TableRows:
         columns: The fitted preprocessing, which knows the discrete columns.
         index: Which rows.
         context_names: Of the context's columns.
+        weights: Of the rows of the whole table, (n), None if all count the same.
+
+    Attributes:
+        weights: Of these rows, with a mean of 1; None if all count the same.
     """
 
     def __init__(
@@ -37,11 +41,15 @@ class TableRows:
         columns: Columns,
         index: NDArray[np.int64],
         context_names: Sequence[str] = (),
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.x = torch.from_numpy(rows[index])
         self.c = None if context is None else torch.from_numpy(context[index])
         self.columns, self.context_names = columns, context_names
         self.cells = columns.cells()
+        self.weights = None
+        if weights is not None:
+            self.weights = torch.from_numpy(weights[index] / weights[index].mean())
 
     def __len__(self) -> int:
         return len(self.x)
@@ -58,6 +66,8 @@ class TableRows:
         if self.c is not None:
             names = [f"context column {name!r}" for name in self.context_names]
             found |= column_digests(self.c.numpy(), names)
+        if self.weights is not None:
+            found["weights"] = digest(self.weights.numpy())
 
         return found
 

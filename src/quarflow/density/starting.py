@@ -17,9 +17,10 @@ from quarflow.density.data_units import DataUnits
 from quarflow.density.defaults import has_few_rows
 from quarflow.density.gaussian import Gaussian, best_gaussian, marginal_entropies
 from quarflow.density.rows import TableRows
+from quarflow.density.weights import effective_rows
 from quarflow.flows import QuAR
 from quarflow.seeds import seeded
-from quarflow.training.rows import Plan, Rows, validation_batch
+from quarflow.training.rows import Plan, Rows, validation_batch, weights_of
 from quarflow.training.settings import TrainingResult, TrainingSettings
 from quarflow.transforms import call_and_ladj
 
@@ -49,22 +50,31 @@ class Judge:
     Attributes:
         x, c: The rows in data units, (n, D), and their context, (n, C) or None.
         nats: Of the Gaussian on each row, in data units, (n).
+        weights: Of the rows, (n), None if all count the same.
     """
 
     x: Tensor
     c: Tensor | None
     nats: Array
+    weights: Array | None = None
 
     def evidence(self, model: DataUnits, size: int = 1024) -> float:
-        """How many nats fewer all rows together, at most JUDGED, take under a flow."""
-        at, total = next(model.parameters()).device, 0.0
+        """How many nats fewer all rows together, at most JUDGED, take under a flow.
+
+        Of weighted rows: as many as tell the same, times the weighted mean.
+        """
+        at, found = next(model.parameters()).device, []
         with torch.no_grad():
             for index in torch.arange(min(len(self.x), JUDGED)).split(size):
                 c = None if self.c is None else self.c[index].to(at)
                 log_prob = model(c).log_prob(self.x[index].to(at)).double()
-                total += float(self.nats[index].sum() + log_prob.sum())
+                found.append(self.nats[index] + log_prob.cpu().numpy())
+        gains = np.concatenate(found)
+        if self.weights is None:
+            return float(gains.sum())
+        weights = self.weights[: len(gains)]
 
-        return total
+        return float(weights @ gains / weights.sum()) * effective_rows(weights)
 
 
 @dataclass(frozen=True)
@@ -107,12 +117,13 @@ def find_start(
     u, c, _ = _standardised(maps, *batch)
     batch = _validation(valid_rows, Plan.of(len(train_rows), settings), settings)
     valid, valid_c, ladj = _standardised(maps, *batch)
-    gaussian = best_gaussian(u, c, valid, valid_c)[0]
+    weights, valid_weights = _numbers(weights_of(train_rows, index)), _numbers(valid_rows.weights)
+    gaussian = best_gaussian(u, c, valid, valid_c, weights, valid_weights)[0]
     nats = gaussian.nats(valid, valid_c) - ladj
     cells = valid_rows.cells
     if cells.discrete:  # as in DataUnits: probabilities instead of densities
         nats -= cells.log_measure(batch[0]).numpy()
-    mean = float(nats.mean())
+    mean = float(np.average(nats, weights=valid_weights))
 
     few = has_few_rows(len(train_rows), u.shape[1])
 
@@ -121,8 +132,12 @@ def find_start(
         mean if math.isfinite(mean) else math.inf,
         pays=few or _pays(gaussian, u, c),
         gently=few,
-        valid=Judge(*batch, nats),
+        valid=Judge(*batch, nats, valid_weights),
     )
+
+
+def _numbers(weights: Tensor | None) -> Array | None:
+    return None if weights is None else weights.numpy()
 
 
 def _pays(gaussian: Gaussian, u: Array, c: Array | None) -> bool:

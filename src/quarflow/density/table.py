@@ -33,6 +33,7 @@ from quarflow.density.starting import fall_back, what_happened
 from quarflow.density.table_files import TableFiles
 from quarflow.density.table_fit import prepare, settings_of
 from quarflow.density.table_use import CHUNK, CHUNK_NUMBERS, in_chunks, refuse_unsure
+from quarflow.density.weights import counted, read_weights
 from quarflow.flows import FlowDistribution
 from quarflow.training import StopSignals, TrainingProgress, train
 from quarflow.transforms.trust import Amplification
@@ -163,7 +164,13 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
 
     # Fitting
 
-    def fit(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> QuARDensity:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        context: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> QuARDensity:
         """Fit the density to a table.
 
         Parameters
@@ -176,6 +183,9 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         context
             Conditioning variables of the same rows, shape (n, C), or None. Nothing depends on
             one that is constant.
+        sample_weight
+            How much each row counts, (n), at least 0; None if all count the same. One of weight
+            0 is as good as absent, and only ratios of weights matter.
 
         Raises
         ------
@@ -191,9 +201,11 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         rows = self._check_rows(X, reset=True)
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
         check_rows(len(rows))
+        weights = read_weights(sample_weight, len(rows))
+        rows, given, weights = counted(rows, given, weights)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         asked = self.get_params(deep=False)
-        made = prepare(asked, rows, self._names(), given, context_names, seed)
+        made = prepare(asked, rows, self._names(), given, context_names, seed, weights)
         notice = dependence(rows, made.columns.columns)
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)

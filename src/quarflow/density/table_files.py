@@ -58,6 +58,7 @@ class TableFiles(BaseEstimator):
         *,
         columns: Sequence[str] | None = None,
         context: Sequence[str] | None = None,
+        weights: str | None = None,
         drop_missing: bool = False,
         say: Say = quiet,
     ) -> dict[str, Any]:
@@ -68,24 +69,31 @@ class TableFiles(BaseEstimator):
         path
             A .csv, .parquet, .npy or .npz file.
         columns, context
-            Names of the columns to model, all but the context by default, and of the context.
+            Names of the columns to model, by default all others, and of the context.
+        weights
+            Name of a column that says how much each row counts.
         drop_missing
             Whether to leave out rows with missing values instead of refusing them.
         say
             Called with what is to be told about the file.
         """
         wanted, given = list(columns or []), list(context or [])
-        if given and not wanted:
-            wanted = [name for name in column_names(path) if name not in given]
+        beside = given if weights is None else [*given, weights]
+        if beside and not wanted:
+            wanted = [name for name in column_names(path) if name not in beside]
             if not wanted:
-                raise ValueError("All columns are context; leave at least one to model.")
-        table = _read(path, [*wanted, *given] or None, drop_missing, say)
-        width = len(table.names) - len(given)
-
-        return {
+                kind = "context" if weights is None else "context or weights"
+                raise ValueError(f"All columns are {kind}; leave at least one to model.")
+        table = _read(path, [*wanted, *beside] or None, drop_missing, say)
+        width = len(table.names) - len(beside)
+        found = {
             "X": frame_of(table.names[:width], table.values),
             "context": frame_of(given, table.values[:, width:]) if given else None,
         }
+        if weights is not None:
+            found["sample_weight"] = table.values[:, -1]
+
+        return found
 
     def score_file(
         self, path: Place, *, keep: bool = False, allow_missing: bool = False

@@ -15,6 +15,7 @@ from quarflow.density.base import RUN
 from quarflow.density.defaults import NO_LIMIT, Defaults, choose_defaults
 from quarflow.density.rows import TableRows
 from quarflow.density.starting import Start, find_start, start_from
+from quarflow.density.weights import effective_rows, weighed
 from quarflow.files import plain
 from quarflow.flows import Flow, QuAR
 from quarflow.training import TrainingResult, TrainingSettings
@@ -66,7 +67,10 @@ class Made:
 
     def counts(self, flow: Flow) -> dict[str, int]:
         """Rows, columns, and parameters of the flow that was kept."""
-        given = self.context_columns
+        given, weights = self.context_columns, self.train_rows.weights
+        told = {}
+        if weights is not None:
+            told["effective_rows"] = round(effective_rows(weights.numpy()))
 
         return {
             "rows": len(self.train_rows) + len(self.valid_rows),
@@ -75,6 +79,7 @@ class Made:
             "columns": len(self.columns.names),
             "context": 0 if given is None else len(given.names),
             "parameters": sum(p.numel() for p in flow.parameters()),
+            **told,
         }
 
 
@@ -85,6 +90,7 @@ def prepare(
     given: NDArray[np.float64] | None,
     context_names: list[str],
     seed: int,
+    weights: NDArray[np.float64] | None = None,
 ) -> Made:
     """Fit the preprocessing, hold rows out, choose what is "auto", and make the flow.
 
@@ -93,6 +99,7 @@ def prepare(
         rows, names: The table, (n, D), and its columns.
         given, context_names: The context, (n, C) or None, and its columns.
         seed: Of all random choices.
+        weights: Of the rows, (n), above 0; None if all count the same.
 
     Raises:
         ValueError: for a column that cannot be modelled or an argument out of its range.
@@ -111,15 +118,17 @@ def prepare(
         discrete=asked["discrete"],
         tails=asked["tails"],
     )
+    columns = weighed(columns, rows, weights)
     context_columns = None
     if given is not None:
         context_columns = Columns.fit(
             given, context_names, discrete="none", tails=asked["tails"], constant=True
         )
+        context_columns = weighed(context_columns, given, weights)
     held_out = min(max(round(asked["validation_fraction"] * len(rows)), 1), MOST_HELD_OUT)
     order = np.random.default_rng(seed).permutation(len(rows))
     train_rows, valid_rows = (
-        TableRows(rows, given, columns, index, context_names)
+        TableRows(rows, given, columns, index, context_names, weights)
         for index in (order[held_out:], order[:held_out])
     )
     width = 0 if given is None else given.shape[1]

@@ -15,7 +15,7 @@ from torch import nn
 
 from quarflow._version import __version__
 from quarflow.seeds import seeded
-from quarflow.training.rows import Rows
+from quarflow.training.rows import Rows, weights_of
 from quarflow.training.settings import TrainingSettings
 
 __all__ = ["column_digests", "differences", "digest", "identity_of"]
@@ -110,7 +110,9 @@ def _of_rows(rows: Rows) -> dict[str, Any]:
             if tensor is not None:
                 part.append(digest(tensor.cpu().numpy()))
     values, context = (digest(np.array(part)) if part else None for part in parts)
-    return {"count": len(rows), "values": values, "context": context}
+    found = {"count": len(rows), "values": values, "context": context}
+    weights = weights_of(rows)
+    return found if weights is None else found | {"weights": digest(weights.cpu().numpy())}
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quarflow.seeds import mix
 from quarflow.training.adam import adam_tensors, fill_adam, make_adam
 from quarflow.training.ema import Average
-from quarflow.training.rows import Rows, validation_batch
+from quarflow.training.rows import Rows, validation_batch, validation_rows, weights_of
 from quarflow.training.settings import TrainingSettings
 from quarflow.training.state import assign, copied, module_tensors
 
@@ -26,9 +26,17 @@ class NegativeLogLikelihood(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Map x (n, features) and c (n, context) or None to a scalar."""
-        return -self.flow(c).log_prob(x).mean()
+    def forward(self, x: Tensor, c: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Map x (n, features), and c (n, context) and weights (n) or None, to a scalar.
+
+        Weights have a mean of 1 over all rows, not over these: then the expected loss of a batch
+        is the weighted mean over all, exactly.
+        """
+        log_prob = self.flow(c).log_prob(x)
+        if weights is not None:
+            log_prob = log_prob * weights.to(log_prob.dtype)
+
+        return -log_prob.mean()
 
 
 class Learner:
@@ -102,6 +110,7 @@ class Learner:
         rate: float,
         decay: float,
         late: Callable[[], bool] = bool,
+        weights: Tensor | None = None,
     ) -> bool:
         """Take one step of Adam and of the average.
 
@@ -111,6 +120,7 @@ class Learner:
             rate: Adam's learning rate.
             decay: That of the average.
             late: Asked once the loss is known; if so, nothing is changed.
+            weights: Of the rows, (n), None if all count the same.
 
         Returns:
             Whether the step was taken.
@@ -119,7 +129,10 @@ class Learner:
             group["lr"] = rate
         x, c = self.moved(batch)
         self.seed("step", number)
-        loss = self.objective(x, c)
+        if weights is None:
+            loss = self.objective(x, c)
+        else:
+            loss = self.objective(x, c, weights.to(self.device, non_blocking=True))
         if late():
             return False
         self.steps += 1
@@ -161,10 +174,11 @@ class Learner:
             late: Asked before each batch but the first; if so, the rest is left out.
 
         Returns:
-            The mean nats, the number of rows whose nats are not finite, and of rows seen.
+            The mean nats, by weight if rows have weights, the number of rows whose nats are not
+            finite, and of rows seen.
         """
         flow = self.averaged.module
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for number in range(-(-len(rows) // size)):
             if number % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
@@ -174,11 +188,17 @@ class Learner:
             self.seed("evaluation", number)
             nats = -flow(c).log_prob(x).double()
             bad = (~torch.isfinite(nats)).sum()
-            sums += torch.stack([nats.sum(), bad, torch.full_like(bad, len(nats))])
+            seen = torch.full_like(nats[0], len(nats))
+            weights = weights_of(rows, validation_rows(rows, number, size))
+            share = seen
+            if weights is not None:
+                weights = weights.to(nats)
+                nats, share = nats * weights, weights.sum()
+            sums += torch.stack([nats.sum(), share, bad, seen])
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums, "sum")
-        total, count, seen = sums.tolist()
-        return total / seen, int(count), int(seen)
+        total, share, unsound, looked_at = sums.tolist()
+        return total / share if share else math.nan, int(unsound), int(looked_at)
 
     def note_good(self) -> None:
         """Remember everything, to go back to."""

@@ -274,7 +274,8 @@ class _Run:
         begun = time.perf_counter()
         late = self.clock.late if self.world == 1 else bool  # no process may leave a step alone
         batch = self.sampler.batch(counters.step)
-        if self.learner.step(counters.step, batch, rate, decay, late):
+        weights = self.sampler.weights(counters.step)
+        if self.learner.step(counters.step, batch, rate, decay, late, weights):
             counters.step += 1
             counters.learning_rate = rate
             if self.watch is not None:

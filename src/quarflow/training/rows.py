@@ -11,7 +11,7 @@ from torch import Tensor
 from quarflow.seeds import seeded
 from quarflow.training.settings import TrainingSettings
 
-__all__ = ["Plan", "Rows", "Sampler", "validation_batch"]
+__all__ = ["Plan", "Rows", "Sampler", "validation_batch", "validation_rows", "weights_of"]
 
 
 class Rows(Protocol):
@@ -19,9 +19,10 @@ class Rows(Protocol):
 
     An optional attribute ``device`` says where ``index`` and ``generator`` should live (default:
     the CPU); the batch is moved to the training device in any case. An optional ``first`` says how
-    many rows the data-dependent initialisation should see (default: 1,024). An optional method
-    ``identity()`` gives digests of the data by name (default: of all batches), by which a
-    checkpoint knows its data again.
+    many rows the data-dependent initialisation should see (default: 1,024). An optional
+    ``weights``, shape (n) on that device and with a mean of 1, weighs the rows: losses and
+    validation nats are then weighted means. An optional method ``identity()`` gives digests of
+    the data by name (default: of all batches), by which a checkpoint knows its data again.
     """
 
     def __len__(self) -> int:
@@ -100,12 +101,37 @@ class Sampler:
         noise = seeded(self.seed, "noise", step, self.rank, device=self.device)
         return self.rows.batch(self.indices(step), noise)
 
+    def weights(self, step: int) -> Tensor | None:
+        """Weights of this process's rows of a step, shape (n); None if all count the same."""
+        return weights_of(self.rows, self.indices(step))
+
     def first(self) -> tuple[Tensor, Tensor | None]:
         """The (x, c) for data-dependent initialisation, the same in every process."""
         least = getattr(self.rows, "first", 1024)
-        index = torch.randperm(len(self.rows), generator=seeded(self.seed, "first"))
-        index = index[: max(least, self.plan.batch_size)].to(self.device)
+        size, generator = max(least, self.plan.batch_size), seeded(self.seed, "first")
+        weights = weights_of(self.rows)
+        if weights is None:
+            index = torch.randperm(len(self.rows), generator=generator)[:size]
+        else:  # rows that stand for many come often
+            total = weights.cpu().cumsum(0)
+            places = torch.rand(size, generator=generator, dtype=total.dtype) * total[-1]
+            index = torch.searchsorted(total, places).clamp(max=len(total) - 1)
+        index = index.to(self.device)
         return self.rows.batch(index, seeded(self.seed, "first noise", device=self.device))
+
+
+def weights_of(rows: Rows, index: Tensor | None = None) -> Tensor | None:
+    """Weights of rows, shape (n), or of some of them; None if all count the same."""
+    weights: Tensor | None = getattr(rows, "weights", None)
+
+    return weights if weights is None or index is None else weights[index]
+
+
+def validation_rows(rows: Rows, number: int, size: int) -> Tensor:
+    """Which rows one batch of validation rows has; see :func:`validation_batch`."""
+    device = torch.device(getattr(rows, "device", "cpu"))
+
+    return torch.arange(number * size, min((number + 1) * size, len(rows)), device=device)
 
 
 def validation_batch(
@@ -119,6 +145,5 @@ def validation_batch(
         size: Rows in a batch; the last may have fewer.
         seed: Of the noise.
     """
-    device = torch.device(getattr(rows, "device", "cpu"))
-    index = torch.arange(number * size, min((number + 1) * size, len(rows)), device=device)
-    return rows.batch(index, seeded(seed, "validation", number, device=device))
+    index = validation_rows(rows, number, size)
+    return rows.batch(index, seeded(seed, "validation", number, device=index.device))
