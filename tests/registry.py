@@ -282,6 +282,15 @@ for _i, (_norm, _mix, _features, _context) in enumerate(
     )
 for _activation in ACTIVATIONS:
     FLOWS[f"quar 2 {_activation}"] = FlowCase(partial(_quar, 2, activation=_activation), 2)
+for _features, _options in {
+    1: {"mix": "lu"},
+    2: {"base": "student-t"},
+    5: {},
+}.items():
+    _options = {"context_features": (7, 4), **_options}
+    FLOWS[f"quar {_features} context network"] = FlowCase(
+        partial(_quar, _features, 2, **_options), _features, 2
+    )
 FLOWS["quar 2 no trick"] = FlowCase(partial(_quar, 2, trick=False), 2)
 
 
@@ -300,6 +309,7 @@ def _started(features, context=0, **options):
 FLOWS |= {
     "quar started": FlowCase(partial(_started, 3), 3),
     "quar started context": FlowCase(partial(_started, 2, 2), 2, 2),
+    "quar started context network": FlowCase(partial(_started, 3, 2, context_features=(6,)), 3, 2),
     "quar started lu": FlowCase(partial(_started, 3, mix="lu"), 3),
 }
 

@@ -54,9 +54,9 @@ def a_chain(features, hidden, activation, rows, context=0, dtype=torch.float64, 
     return x.requires_grad_(), Chain.of(tensors, phi, b.shape)
 
 
-def differentiated(x, chain, gz, gl):
+def differentiated(x, chain, gz, gl, modelled=None):
     """Value, log-det and gradients; of weights where they are not zero."""
-    z, ladj = residual_chain(x, chain)
+    z, ladj = residual_chain(x, chain, modelled)
     found = torch.autograd.grad([z, ladj], [x, *chain.tensors], [gz, gl])
     masks = [torch.ones(()), *(torch.ones(()) for _ in chain.tensors)]
     for i, weight in enumerate(chain.weights):
@@ -94,6 +94,30 @@ def test_chain_and_its_gradients(features, hidden, rows, context, activation, wo
     same(differentiated(x, chain, gz, gl), expected, rtol=1e-9, atol=1e-9)
     with torch.no_grad():
         same(residual_chain(x, chain), expected[:2], rtol=1e-10, atol=1e-10)
+
+
+@given(
+    features=st.integers(1, 40),
+    hidden=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    rows=st.sampled_from([1, 2, 15, 64, 130]),
+    context=st.sampled_from([0, 2]),
+    share=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    workers=st.integers(1, 3),
+)
+def test_chain_of_some_columns(features, hidden, rows, context, share, workers, threads):
+    threads(workers)
+    x, chain = a_chain(features, hidden, "sin", rows, context)
+    modelled = torch.rand(rows, features) < share
+    x = (x.detach() * modelled).requires_grad_()
+    gz, gl = torch.randn(rows, features).double(), torch.randn(rows).double()
+    with pytest.MonkeyPatch.context() as patch:
+        expected = by_torch(patch, lambda: differentiated(x, chain, gz, gl, modelled))
+    found = differentiated(x, chain, gz, gl, modelled)
+    same(found, expected, rtol=1e-9, atol=1e-9)
+    assert (found[0][~modelled] == 0).all()
+    assert (found[2][~modelled] == 0).all()
+    if share == 1:
+        same(found, differentiated(x, chain, gz, gl), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -67,8 +67,11 @@ class TestPage:
         assert len(page) < 3_000_000
 
     def test_says_what_is_in_it(self, rows, tmp_path):
-        write_report(fitted(rows), tmp_path / "r.html", rows)
+        model = fitted(rows)
+        write_report(model, tmp_path / "r.html", rows)
         page = (tmp_path / "r.html").read_text(encoding="utf-8")
+        for fact in model.info()[0].rows[:4]:  # the head: rows, columns, ..., validation
+            assert all(f">{text}</td>" in page for text in fact)
         for part in ("training", "samples", "calibration", "extremes", "certificate", "settings"):
             assert f'id="{part}"' in page
         assert "whole numbers" in page  # the preprocessing of the Poisson column
@@ -91,7 +94,7 @@ class TestPage:
     def test_one_column(self, rows, tmp_path):
         write_report(fitted(rows[:, :1], ["$"]), tmp_path / "r.html", rows[:, :1])
         page = (tmp_path / "r.html").read_text(encoding="utf-8")
-        assert "1 column," in page
+        assert "1 column." in page
         assert pictures(page) == 5  # no pairs
 
     def test_many_columns(self, tmp_path):

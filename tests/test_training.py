@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.distributions import Independent, Normal
 
 from quarflow.seeds import seeded
@@ -839,12 +839,25 @@ def test_a_signal_goes_on_to_where_it_would_have_gone(tmp_path):
     assert resumed[1].resumed_at == 73
 
 
+# Printed when all that the fits left to be done at the end of the process has been done.
+AT_THE_END = """
+import atexit
+from torch import distributed
+def threads():
+    return [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]  # on Linux
+def left():
+    return distributed.is_initialized(), sum("gloo" in name for name in threads())
+atexit.register(lambda: Path(f"{sys.argv[1]}/left{os.environ['RANK']}").write_text(str(left())))
+"""
+
+
 def test_two_processes_share_the_batches(tmp_path, uninterrupted):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     done = run_script(
         tmp_path,
+        AT_THE_END + "fit(max_epochs=1)\n"  # leaves the group to the next one
         "told = []\n"
         "flow, result = fit(checkpoint=sys.argv[1] + '/ck', on_event=told.append)\n"
         "rank = os.environ['RANK']\n"
@@ -867,3 +880,55 @@ def test_two_processes_share_the_batches(tmp_path, uninterrupted):
     # other noise, same rows: nearly the run of one process
     assert history[-1]["valid_nats"] == pytest.approx(uninterrupted[1].best, abs=0.02)
     assert has_checkpoint(tmp_path / "ck")
+    # A thread that is late with its last message would otherwise abort the end of the process.
+    assert [(tmp_path / f"left{rank}").read_text() for rank in range(2)] == ["(False, 0)"] * 2
+
+
+def alone_in_a_group(monkeypatch):
+    """As torchrun starts a single process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_a_fit_that_fails_ends_its_group_too(tmp_path, monkeypatch):
+    alone_in_a_group(monkeypatch)
+    done = run_script(
+        tmp_path,
+        AT_THE_END + "def act(call):\n"
+        "    if call == 20: raise OSError('no more rows')\n"
+        "fit(rows=Noisy(act=act))\n",
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("OSError: no more rows\n")
+    assert (tmp_path / "left0").read_text() == "(False, 0)"
+
+
+def test_a_group_of_the_callers_is_left_alone(monkeypatch):
+    alone_in_a_group(monkeypatch)
+    registered = []
+    monkeypatch.setattr("atexit.register", lambda *given: registered.append(given))
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    mine = distributed.group.WORLD
+    try:
+        _, result = fit(max_epochs=1)
+        assert distributed.group.WORLD is mine
+        assert not registered
+    finally:
+        distributed.destroy_process_group()
+    assert result.steps == 10
+
+    fit(max_epochs=1)
+    fit(max_epochs=1)
+    ((end, *given),) = registered
+    distributed.destroy_process_group()  # as a careful script does
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        end(*given)
+        assert distributed.is_initialized()
+    finally:
+        distributed.destroy_process_group()
+    end(*given)

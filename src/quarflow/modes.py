@@ -6,7 +6,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-__all__ = ["forward_mode", "plain", "recorded", "traced", "transformed", "unwatched"]
+__all__ = ["forward_mode", "recorded", "torch_only", "traced", "transformed", "unwatched"]
 
 
 def traced() -> bool:
@@ -49,7 +49,7 @@ def forward_mode() -> bool:
     return any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
 
 
-def plain() -> bool:
+def torch_only() -> bool:
     """Whether only torch's own operations will do: functions with a backward pass by hand have no
     derivative forward, and cannot be recorded as what they compute.
     """

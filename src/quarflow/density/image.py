@@ -27,7 +27,7 @@ from quarflow.density.image_fit import FLOWS, hold_out, make_flow, more_settings
 from quarflow.density.rows import FIRST, ImageRows
 from quarflow.density.samples import ImageSamples
 from quarflow.flows.former import former_names, present_or_warn
-from quarflow.report.words import duration, number, plain
+from quarflow.report.words import duration, number, typed
 from quarflow.store.folder import read_model, save_flow
 from quarflow.store.read import StoreError
 from quarflow.store.schema import ImageConfig
@@ -354,7 +354,7 @@ class ImageDensity:
             ("validation", f"{number(metrics.get('valid_bits_per_dim'))} bits per dimension"),
             *trained(metrics),
         ]
-        settings = [(key, plain(value)) for key, value in self.settings_.items()]
+        settings = [(key, typed(value)) for key, value in self.settings_.items()]
 
         return [Section("Model", facts), Section("Settings", settings), certified(self.flow_)]
 

@@ -25,8 +25,7 @@ from quarflow.density.samples import TableSamples
 from quarflow.files import plain
 from quarflow.flows import QuAR
 from quarflow.report.names import readable
-from quarflow.report.words import duration, nats, number
-from quarflow.report.words import plain as told
+from quarflow.report.words import duration, nats, number, typed
 from quarflow.store.folder import ModelConfig, load_model, save_model
 from quarflow.store.schema import flow_config
 
@@ -257,7 +256,7 @@ class TableFiles(BaseEstimator):
             shown.append(("context", ", ".join(map(readable, context.names))))
             sentences += [f"Context: {line}" for line in context.describe()]
         shown.append(("preprocessing", "\n".join(readable(line, 300) for line in sentences)))
-        settings = [(key, told(value)) for key, value in self.settings_.items()]
+        settings = [(key, typed(value)) for key, value in self.settings_.items()]
 
         return [
             Section("Model", facts),

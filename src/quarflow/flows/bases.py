@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 
 SCALAR = Size()  # no batch dimensions
 
-__all__ = ["BASES", "Base", "Normal", "StudentT", "base"]
+__all__ = ["BASES", "Base", "Normal", "Selected", "StudentT", "base"]
 
 
 class Base(Distribution):
@@ -51,6 +51,10 @@ class Base(Distribution):
         """Cumulative distribution of each coordinate, shape (*, D)."""
         raise NotImplementedError
 
+    def logs(self, value: Tensor) -> Tensor:
+        """Log-density of each coordinate, shape (*, D)."""
+        raise NotImplementedError
+
 
 class Normal(Base):
     r"""Standard normal.
@@ -69,6 +73,10 @@ class Normal(Base):
         D = value.shape[-1]
 
         return -0.5 * (value * value).sum(-1) - 0.5 * D * math.log(2 * math.pi)
+
+    def logs(self, value: Tensor) -> Tensor:
+        """Of each coordinate, shape (*, D)."""
+        return -0.5 * (value * value) - 0.5 * math.log(2 * math.pi)
 
     def rsample(
         self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
@@ -108,10 +116,14 @@ class StudentT(Base):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, shape (*)."""
+        return self.logs(value).sum(-1)
+
+    def logs(self, value: Tensor) -> Tensor:
+        """Of each coordinate, shape (*, D)."""
         df = self.df
         constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * (df * math.pi).log()
 
-        return (constant - (df + 1) / 2 * torch.log1p(value * value / df)).sum(-1)
+        return constant - (df + 1) / 2 * torch.log1p(value * value / df)
 
     def rsample(
         self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
@@ -131,6 +143,42 @@ class StudentT(Base):
         found = t.cdf(value.detach().cpu().double().numpy(), self.df.detach().cpu().numpy())
 
         return torch.as_tensor(found, dtype=value.dtype, device=value.device)
+
+
+class Selected(Base):
+    r"""The coordinates of another base that are modelled; all others are 0.
+
+    Arguments:
+        base: Of all coordinates, its batch shape that of contexts and masks.
+        modelled: Which are, bool, shape (*, D).
+
+    Example:
+        >>> p = Selected(Normal(torch.zeros(2)), torch.tensor([True, False]))
+        >>> p.log_prob(torch.zeros(2)), bool(p.sample()[1] == 0)
+        (tensor(-0.9189), True)
+    """
+
+    def __init__(self, base: Base, modelled: Tensor) -> None:
+        super().__init__(base._like, base.batch_shape)
+        self.base, self.modelled = base, modelled
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of the modelled coordinates, shape (*)."""
+        return self.logs(value).sum(-1)
+
+    def logs(self, value: Tensor) -> Tensor:
+        """Of each coordinate, 0 for those that are not modelled, shape (*, D)."""
+        return torch.where(self.modelled, self.base.logs(value), 0)
+
+    def rsample(
+        self, sample_shape: Any = SCALAR, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Those of the base, and zeros."""
+        return torch.where(self.modelled, self.base.rsample(sample_shape, generator), 0)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """That of the base."""
+        return self.base.cdf(value)
 
 
 class _NormalModule(nn.Module):

@@ -3,7 +3,8 @@ r"""Steps of a few parameters each, which a context may move: what such flows ha
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,6 @@ class ClosedForm(Flow):
         hidden_features: Widths of the network for the context; without context it does not exist.
         inverse: Whether ``call_and_ladj`` of a step leads from noise to data.
         base: ``normal``, or ``student-t`` for heavy tails.
-        sizes: For each parameter of a step, how many numbers it has.
-        spreads: For each parameter, the standard deviation that it starts with.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -37,32 +36,35 @@ class ClosedForm(Flow):
     Example:
         >>> from quarflow.flows import RadialFlow
         >>> flow = RadialFlow(3, transforms=4)
-        >>> flow.sizes, flow.free.shape
-        ({'center': 3, 'alpha': 1, 'beta': 1}, torch.Size([4, 5]))
+        >>> flow.numbers(), flow.free.shape
+        ({'center': (3, 1.0), 'alpha': (1, 0.1), 'beta': (1, 0.1)}, torch.Size([4, 5]))
     """
 
     def __init__(
         self,
         features: int,
-        context: int,
-        transforms: int,
-        hidden_features: Sequence[int],
-        inverse: bool,
-        base: str,
-        sizes: Mapping[str, int],
-        spreads: Mapping[str, float],
+        context: int = 0,
+        *,
+        transforms: int = 16,
+        hidden_features: Sequence[int] = (64,),
+        inverse: bool = False,
+        base: Literal["normal", "student-t"] = "normal",
     ) -> None:
         super().__init__(features, context)
         check_sizes(features, context, transforms, hidden_features)
-        self.steps, self.inverse, self.sizes = transforms, inverse, dict(sizes)
-        total = sum(sizes.values())
-        parts = [
-            spreads[name] * normal_(torch.empty(transforms, size)) for name, size in sizes.items()
-        ]
+        self.steps, self.inverse = transforms, inverse
+        numbers = self.numbers()
+        self.sizes = {name: size for name, (size, _) in numbers.items()}
+        total = sum(self.sizes.values())
+        parts = [spread * normal_(torch.empty(transforms, n)) for n, spread in numbers.values()]
         self.free = nn.Parameter(torch.cat(parts, -1))
         self.network = _network(context, hidden_features, transforms * total) if context else None
         self.actnorms = ActNorms(transforms + 1, features)
         self.base = make_base(base, features)
+
+    @abstractmethod
+    def numbers(self) -> dict[str, tuple[int, float]]:
+        """Of each parameter of a step: how many numbers, and their standard deviation at first."""
 
     @abstractmethod
     def step(self, t: int, parameters: dict[str, Tensor]) -> Transform:

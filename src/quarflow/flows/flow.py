@@ -185,7 +185,7 @@ class Flow(nn.Module, ABC):
         Raises:
             ValueError: if the context is missing, not wanted or of the wrong width.
         """
-        self._check_context(c)
+        c = self.read_context(c)
         shape = SCALAR if c is None else c.shape[:-1]
 
         return FlowDistribution(self.transform(c), self.base(shape), shape)
@@ -207,10 +207,20 @@ class Flow(nn.Module, ABC):
         Raises:
             ValueError: if x is not finite.
         """
-        self._check_context(c)
+        c = self.read_context(c)
         norms = self._actnorms()
 
         return bool(norms) and standardise(self.transform(c), norms, x, norms[0].initialized)
+
+    def read_context(self, c: Tensor | None) -> Tensor | None:
+        """The context as ``transforms`` takes it, shape (*, C).
+
+        Raises:
+            ValueError: if it is missing, not wanted or of the wrong width.
+        """
+        self._check_context(c)
+
+        return c
 
     def certificate(
         self, x: Tensor | None = None, c: Tensor | None = None
@@ -226,7 +236,8 @@ class Flow(nn.Module, ABC):
         """
         if c is None and x is None and self.context:
             c = next(self.parameters()).new_zeros(self.context)
-        self._check_context(c)
+        else:
+            c = self.read_context(c)
 
         return certify(self.transform(c), self.largest_slope, x)
 

@@ -40,8 +40,8 @@ class LinearMixes(Derived):
 
         return {"position": row * features + column}
 
-    def forward(self) -> list[LinearLU]:
-        """The T linear maps."""
+    def forward(self, modelled: Tensor | None = None) -> list[LinearLU]:
+        """The T linear maps, of the variables that a mask (*, D) says."""
         T, D = self.log_diagonal.shape
         index = self.position.expand(T, -1)
         lower, upper = (
@@ -50,7 +50,7 @@ class LinearMixes(Derived):
         )
 
         return [
-            LinearLU(*parts)
+            LinearLU(*parts, modelled)
             for parts in zip(
                 lower.unbind(), upper.mT.unbind(), self.log_diagonal.unbind(), strict=True
             )
@@ -92,13 +92,15 @@ class GaussianStart(nn.Module):
         self.register_buffer("shift", torch.zeros(features))
         self.register_buffer("context", torch.zeros(features, context) if context else None)
 
-    def forward(self, c: Tensor | None = None) -> LinearTriangular:
-        """The map given the context, shape (*, C)."""
+    def forward(self, c: Tensor | None = None, modelled: Tensor | None = None) -> LinearTriangular:
+        """The map given the context (*, C), of the variables that a mask (*, D) says."""
         shift = self.shift.view_as(self.shift)
         if self.context is not None and c is not None:
             shift = shift + c @ self.context.mT
 
-        return LinearTriangular(self.lower, self.log_diagonal.view_as(self.log_diagonal), shift)
+        log_diagonal = self.log_diagonal.view_as(self.log_diagonal)
+
+        return LinearTriangular(self.lower, log_diagonal, shift, modelled)
 
     @torch.no_grad()
     def set(self, matrix: Tensor, shift: Tensor, context: Tensor | None = None) -> None:

@@ -2,9 +2,6 @@ r"""Planar flows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
 from torch import Tensor
 
 from quarflow.flows.closed_form import ClosedForm
@@ -38,21 +35,9 @@ class PlanarFlow(ClosedForm):
         torch.Size([5, 2])
     """
 
-    def __init__(
-        self,
-        features: int,
-        context: int = 0,
-        *,
-        transforms: int = 16,
-        hidden_features: Sequence[int] = (64,),
-        inverse: bool = False,
-        base: Literal["normal", "student-t"] = "normal",
-    ) -> None:
-        sizes = {"u": features, "w": features, "b": 1}
-        spreads = {"u": 0.1, "w": 1.0, "b": 1.0}
-        super().__init__(
-            features, context, transforms, hidden_features, inverse, base, sizes, spreads
-        )
+    def numbers(self) -> dict[str, tuple[int, float]]:
+        """Of each parameter of a step: how many numbers, and their standard deviation at first."""
+        return {"u": (self.features, 0.1), "w": (self.features, 1.0), "b": (1, 1.0)}
 
     def step(self, t: int, parameters: dict[str, Tensor]) -> PlanarStep:
         """One step."""

@@ -2,9 +2,6 @@ r"""Radial flows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
 from torch import Tensor
 
 from quarflow.flows.closed_form import ClosedForm
@@ -37,21 +34,9 @@ class RadialFlow(ClosedForm):
         torch.Size([5, 2])
     """
 
-    def __init__(
-        self,
-        features: int,
-        context: int = 0,
-        *,
-        transforms: int = 16,
-        hidden_features: Sequence[int] = (64,),
-        inverse: bool = False,
-        base: Literal["normal", "student-t"] = "normal",
-    ) -> None:
-        sizes = {"center": features, "alpha": 1, "beta": 1}
-        spreads = {"center": 1.0, "alpha": 0.1, "beta": 0.1}
-        super().__init__(
-            features, context, transforms, hidden_features, inverse, base, sizes, spreads
-        )
+    def numbers(self) -> dict[str, tuple[int, float]]:
+        """Of each parameter of a step: how many numbers, and their standard deviation at first."""
+        return {"center": (self.features, 1.0), "alpha": (1, 0.1), "beta": (1, 0.1)}
 
     def step(self, t: int, parameters: dict[str, Tensor]) -> RadialStep:
         """One step."""

@@ -51,16 +51,23 @@ class SylvesterFlow(ClosedForm):
         inverse: bool = False,
         base: Literal["normal", "student-t"] = "normal",
     ) -> None:
-        M = features if ridges is None else ridges
+        self.ridges = M = features if ridges is None else ridges
         if not 1 <= M <= features:
             raise ValueError(f"ridges must be between 1 and features = {features}, not {M}.")
-        sizes = {"r": M * M, "r_tilde": M * M, "b": M}
-        spreads = {"r": 0.1, "r_tilde": 1.0, "b": 1.0}
         super().__init__(
-            features, context, transforms, hidden_features, inverse, base, sizes, spreads
+            features,
+            context,
+            transforms=transforms,
+            hidden_features=hidden_features,
+            inverse=inverse,
+            base=base,
         )
-        self.ridges = M
         self.directions = nn.Parameter(normal_(torch.empty(transforms, features, M)))
+
+    def numbers(self) -> dict[str, tuple[int, float]]:
+        """Of each parameter of a step: how many numbers, and their standard deviation at first."""
+        M = self.ridges
+        return {"r": (M * M, 0.1), "r_tilde": (M * M, 1.0), "b": (M, 1.0)}
 
     def step(self, t: int, parameters: dict[str, Tensor]) -> SylvesterStep:
         """One step; Q is the orthogonal factor of a free matrix."""

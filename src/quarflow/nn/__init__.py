@@ -2,6 +2,7 @@
 
 from quarflow.nn.bound import BoundBranch, BoundBranches
 from quarflow.nn.branch import Branch, ConvBranch
+from quarflow.nn.context import ContextNetwork
 from quarflow.nn.lipschitz import (
     LipschitzBranch,
     LipschitzConvNet,
@@ -23,6 +24,7 @@ __all__ = [
     "BoundBranches",
     "BoundMLP",
     "Branch",
+    "ContextNetwork",
     "ConvBranch",
     "Linearization",
     "LipschitzBranch",

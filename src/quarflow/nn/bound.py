@@ -2,7 +2,7 @@ r"""Branches with their effective weights: pure functions of x."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -41,6 +41,8 @@ class BoundBranch:
         options: Activation, order, taps, and how the pass is done.
         bound: The certified bound on abs(d), shape (D).
         implementation: ``fused``, or ``paper``: dense masked convolutions under autograd.
+        modelled: Which variables of vectors are modelled, bool, shape (*, D); None for all. Of
+            the others x is not looked at, and F and d are 0.
     """
 
     weights: tuple[Tensor, ...]
@@ -49,6 +51,7 @@ class BoundBranch:
     options: Pass
     bound: Tensor
     implementation: str = "fused"
+    modelled: Tensor | None = None
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Value F(x) and diagonal d of its Jacobian, of the shape of x and the context.
@@ -59,14 +62,18 @@ class BoundBranch:
             return self._of_images(x)
         batch = torch.broadcast_shapes(x.shape[:-1], self.batch_shape)
         F, d = value_and_diagonal(
-            x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1]),
+            self._chosen(x).expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1]),
             self.weights,
             self.blocks,
             self.flat(batch).biases,
             self.options,
         )
+        F, d = (part.reshape(*batch, x.shape[-1]) for part in (F, d))
 
-        return F.reshape(*batch, F.shape[-1]), d.reshape(*batch, F.shape[-1])
+        return self._chosen(F), self._chosen(d)
+
+    def _chosen(self, x: Tensor) -> Tensor:
+        return x if self.modelled is None else torch.where(self.modelled, x, 0)
 
     def _of_images(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dtype, layers = autocast_dtype(x), (self.weights, self.blocks, self.biases)
@@ -99,23 +106,34 @@ class BoundBranch:
 
     @property
     def batch_shape(self) -> torch.Size:
-        """Batch shape of the bound context."""
-        return self.biases[0].shape[:-1]
+        """Batch shape of the bound context, and of what is modelled."""
+        own = self.biases[0].shape[:-1]
+        if self.modelled is None:
+            return own
+
+        return torch.broadcast_shapes(own, self.modelled.shape[:-1])
 
     def flat(self, batch_shape: torch.Size) -> BoundBranch:
         """The same branch for a batch flattened to (N, D): context repeated where it must be."""
-        if not self.batch_shape:
-            return self
-        biases = [b.expand(*batch_shape, b.shape[-1]).flatten(0, -2) for b in self.biases]
 
-        return replace(self, biases=tuple(biases))
+        def repeated(part: Tensor) -> Tensor:
+            if part.dim() == 1:
+                return part
+
+            return part.expand(*batch_shape, part.shape[-1]).flatten(0, -2)
+
+        return self._with_rows(repeated)
 
     def rows(self, index: Tensor) -> BoundBranch:
         """The same flat branch for some of its rows."""
+        return self._with_rows(lambda part: part if part.dim() == 1 else part[index])
+
+    def _with_rows(self, change: Callable[[Tensor], Tensor]) -> BoundBranch:
         if not self.batch_shape:
             return self
+        modelled = None if self.modelled is None else change(self.modelled)
 
-        return replace(self, biases=tuple([b[index] for b in self.biases]))
+        return replace(self, biases=tuple(map(change, self.biases)), modelled=modelled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +145,7 @@ class BoundBranches(Sequence[BoundBranch]):
         options: For each step.
         shape: As backends know the branches, of vectors.
         implementation: Of all of them.
+        modelled: As in :class:`BoundBranch`, the same for all.
     """
 
     weights: tuple[Tensor, ...]
@@ -136,6 +155,7 @@ class BoundBranches(Sequence[BoundBranch]):
     bound: Tensor
     shape: ChainShape
     implementation: str = "fused"
+    modelled: Tensor | None = None
 
     @overload
     def __getitem__(self, t: int) -> BoundBranch: ...
@@ -152,7 +172,12 @@ class BoundBranches(Sequence[BoundBranch]):
             self.options[t],
             self.bound[t],
             self.implementation,
+            self.modelled,
         )
+
+    def masked(self, modelled: Tensor | None) -> BoundBranches:
+        """The same of some variables, bool, shape (*, D), all others 0; None for all."""
+        return replace(self, modelled=modelled)
 
     def __len__(self) -> int:
         return len(self.options)

@@ -58,12 +58,22 @@ class Backend(Protocol):
         """:mod:`quarflow.ops.bounds`."""
 
     def chain_forward(
-        self, shape: ChainShape, x: Tensor, tensors: Sequence[Tensor]
+        self,
+        shape: ChainShape,
+        x: Tensor,
+        tensors: Sequence[Tensor],
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """:mod:`quarflow.ops.chain`."""
 
     def chain_backward(
-        self, shape: ChainShape, x: Tensor, tensors: Sequence[Tensor], gz: Tensor, gl: Tensor
+        self,
+        shape: ChainShape,
+        x: Tensor,
+        tensors: Sequence[Tensor],
+        gz: Tensor,
+        gl: Tensor,
+        mask: Tensor | None = None,
     ) -> list[Tensor]:
         """:mod:`quarflow.ops.chain`."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quarflow.modes import plain
+from quarflow.modes import torch_only
 from quarflow.ops.backend import Backend, backend_for, signed
 
 __all__ = [
@@ -89,7 +89,7 @@ def _spectral_bound(weight: Tensor, squarings: int, working: torch.dtype) -> Ten
         norm = (weight * weight).sum(dim=(-2, -1)).clamp_min(TINY).sqrt()
     else:
         tall = (weight if n <= m else weight.mT).to(working)
-        norm = _powers(tall, squarings)[1] if plain() else _GramNorm.apply(tall, squarings)[0]
+        norm = _powers(tall, squarings)[1] if torch_only() else _GramNorm.apply(tall, squarings)[0]
 
     return slack * size * norm.double()
 

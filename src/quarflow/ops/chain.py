@@ -1,5 +1,8 @@
 r"""Many residual steps with affine maps between them, as one differentiable function.
 
+With a mask of modelled columns all others are 0 before and after every step, and count for
+nothing: what is left is the same triangular map of the modelled ones.
+
 What one step after the other would cost autograd in bookkeeping is more than a small batch costs
 in arithmetic. And one function can choose what to keep for the backward pass: everything, or,
 for batches too large for that, nothing but x.
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 
 from quarflow.backends.shapes import ChainShape
-from quarflow.modes import plain
+from quarflow.modes import torch_only
 from quarflow.ops import recurrence
 from quarflow.ops.activations import Activation
 from quarflow.ops.backend import Backend, backend_for, needs_gradient, signed
@@ -81,39 +84,59 @@ class Chain(NamedTuple):
         return max([w.shape[-2] for w in self.weights])
 
 
-def residual_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
+def residual_chain(
+    x: Tensor, chain: Chain, modelled: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     r"""The chain's value, and the sum over its steps of :math:`\sum_i \log(1 + d_i)`.
 
     The log-dets of the affine maps, which do not depend on x, are not in it.
 
     Arguments:
-        x: Shape (N, D).
+        x: Shape (N, D), 0 where it is not modelled.
         chain: The parameters.
+        modelled: Which columns of each row are, bool, shape (N, D); None for all.
 
     Returns:
         Shapes (N, D) and (N).
     """
     tensors = chain.tensors
-    backend = backend_for("chain", chain.shape, (x, *tensors))
-    if backend is None and plain():
-        return _forward(x, chain, keep=False)[:2]
+    mask = None if modelled is None else modelled.to(x.dtype)
+    backend = backend_for("chain", chain.shape, _read(x, mask, *tensors))
+    if backend is None and torch_only():
+        return _forward(x, chain, mask, keep=False)[:2]
     if needs_gradient((x, *tensors)):
-        outputs = _Chain.apply(backend, chain.activation, chain.shape, x, *tensors)
+        outputs = _Chain.apply(backend, chain.activation, chain.shape, mask, x, *tensors)
         return outputs[0], outputs[1]
     if backend is not None:
-        return backend.chain_forward(chain.shape, x, tensors)
+        return backend.chain_forward(chain.shape, x, tensors, mask)
 
-    return _forward_in_pieces(x, chain)
+    return _forward_in_pieces(x, chain, mask)
 
 
-def _forward_in_pieces(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
+def _read(x: Tensor, mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """All that is read."""
+    return (x, *tensors) if mask is None else (x, mask, *tensors)
+
+
+def _forward_in_pieces(x: Tensor, chain: Chain, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     pieces = _pieces(x, chain)
-    parts = [_forward(x[a:b], chain.rows(a, b), keep=False)[:2] for a, b in pieces]
+    parts = [
+        _forward(x[a:b], chain.rows(a, b), _some(mask, a, b), keep=False)[:2] for a, b in pieces
+    ]
     if len(parts) == 1:
         return parts[0]
     z, ladj = (torch.cat(part) for part in zip(*parts, strict=True))
 
     return z, ladj
+
+
+def _some(mask: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if mask is None else mask[start:stop]
+
+
+def _chosen(mask: Tensor | None, columns: Tensor) -> Tensor:
+    """Columns (D, N), 0 where the mask (N, D) says so."""
+    return columns if mask is None else torch.where(mask.mT != 0, columns, 0)
 
 
 def _pieces(x: Tensor, chain: Chain) -> list[tuple[int, int]]:
@@ -137,17 +160,17 @@ class _Step(NamedTuple):
 
 
 def _forward(
-    x: Tensor, chain: Chain, keep: bool, jets: bool = False
+    x: Tensor, chain: Chain, mask: Tensor | None, keep: bool, jets: bool = False
 ) -> tuple[Tensor, Tensor, list[_Step]]:
     """z (N, D), the sum of log-dets (N), and the steps if they are to be kept, with curvatures."""
     scale, shift = chain.scale.unsqueeze(-1).unbind(), chain.shift.unsqueeze(-1).unbind()
-    y = torch.addcmul(shift[0], scale[0], x.mT.contiguous())
+    y = _chosen(mask, torch.addcmul(shift[0], scale[0], x.mT.contiguous()))
     kept: list[_Step] = []
     slopes: list[Tensor] = []
     for t, layers in enumerate(chain.steps()):
         tape = recurrence.forward(chain.activation, y, layers, jets=jets)
-        step = _Step(tape, y + tape.z[-1], tape.u[-1])
-        y = torch.addcmul(shift[t + 1], scale[t + 1], step.y)
+        step = _Step(tape, y + tape.z[-1], _chosen(mask, tape.u[-1]))
+        y = _chosen(mask, torch.addcmul(shift[t + 1], scale[t + 1], step.y))
         slopes.append(step.d)
         if keep:
             kept.append(step)
@@ -156,7 +179,12 @@ def _forward(
 
 
 def _backward(
-    chain: Chain, steps: Sequence[_Step], gz: Tensor, gl: Tensor, x: Tensor
+    chain: Chain,
+    mask: Tensor | None,
+    steps: Sequence[_Step],
+    gz: Tensor,
+    gl: Tensor,
+    x: Tensor,
 ) -> list[Tensor]:
     """Gradients of x (D, N) and, in their order, of the chain's tensors; from those of z and l."""
     scale = chain.scale.unsqueeze(-1).unbind()
@@ -164,15 +192,15 @@ def _backward(
     g_scale, g_shift = ([torch.empty(0)] * (T + 1) for _ in range(2))
     parts: list[list[list[Tensor]]] = [[[] for _ in chain.weights] for _ in range(3)]
     layers = chain.steps()
-    g = gz
+    g = _chosen(mask, gz)
     for t in range(T - 1, -1, -1):
         step = steps[t]
         g_scale[t + 1], g_shift[t + 1] = (g * step.y).sum(1), g.sum(1)
         g = scale[t + 1] * g
-        found, gz1, _ = recurrence.backward(
-            chain.activation, step.tape, layers[t], g, gl / (1 + step.d)
-        )
-        g = g + layers[t].triangle(0, g.shape[1]).transposed(layers[t].weights[0], gz1)
+        gd = _chosen(mask, gl / (1 + step.d))
+        found, gz1, _ = recurrence.backward(chain.activation, step.tape, layers[t], g, gd)
+        back = layers[t].triangle(0, g.shape[1]).transposed(layers[t].weights[0], gz1)
+        g = _chosen(mask, g + back)
         for part, each in zip(parts, found, strict=True):
             for layer, tensor in enumerate(each):
                 part[layer].append(tensor)
@@ -188,47 +216,57 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @signed
     def forward(
-        backend: Backend | None, phi: Activation, shape: ChainShape, x: Tensor, *parts: Tensor
+        backend: Backend | None,
+        phi: Activation,
+        shape: ChainShape,
+        mask: Tensor | None,
+        x: Tensor,
+        *parts: Tensor,
     ) -> Any:
         if backend is not None:
-            return backend.chain_forward(shape, x, parts)
+            return backend.chain_forward(shape, x, parts, mask)
         chain = Chain.of(parts, phi, shape)
         if not _is_kept(x, chain):
-            return _forward_in_pieces(x, chain)
-        z, ladj, steps = _forward(x, chain, keep=True)
+            return _forward_in_pieces(x, chain, mask)
+        z, ladj, steps = _forward(x, chain, mask, keep=True)
         kept = [[s.tape.x, s.y, s.d, *flatten(phi, s.tape)] for s in steps]
 
         return z, ladj, *[tensor for step in kept for tensor in step]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, phi, shape, *tensors = inputs
-        ctx.how = phi, shape
+        _, phi, shape, mask, *tensors = inputs
+        ctx.how, ctx.masked = (phi, shape), mask is not None
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *output[2:])
+        ctx.save_for_backward(*[mask] * ctx.masked, *tensors, *output[2:])
         ctx.inputs = len(tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, *rest = ctx.saved_tensors
+        saved = list(ctx.saved_tensors)
+        mask = saved.pop(0) if ctx.masked else None
+        x, *rest = saved
         rest, kept = rest[: ctx.inputs - 1], rest[ctx.inputs - 1 :]
         gz = torch.zeros_like(x) if grads[0] is None else grads[0]
         gl = torch.zeros_like(x[:, 0]) if grads[1] is None else grads[1]
         if not (kept or torch.is_grad_enabled()):
-            backend = backend_for("chain", ctx.how[1], (x, *rest, gz, gl))
+            backend = backend_for("chain", ctx.how[1], _read(x, mask, *rest, gz, gl))
             if backend is not None:
-                return None, None, None, *backend.chain_backward(ctx.how[1], x, rest, gz, gl)
+                found = backend.chain_backward(ctx.how[1], x, rest, gz, gl, mask)
+                return None, None, None, None, *found
         chain = Chain.of(rest, *ctx.how)
         if torch.is_grad_enabled():
             # Somebody wants second derivatives: what was kept are constants, so compute it anew.
-            found = _backward(chain, _forward(x, chain, True, jets=True)[2], gz.mT, gl, x.mT)
+            steps = _forward(x, chain, mask, True, jets=True)[2]
+            found = _backward(chain, mask, steps, gz.mT, gl, x.mT)
         elif kept:
-            found = _backward(chain, _unflatten(kept, chain), gz.mT.contiguous(), gl, x.mT)
+            steps = _unflatten(kept, chain)
+            found = _backward(chain, mask, steps, gz.mT.contiguous(), gl, x.mT)
         else:
-            found = _in_pieces(x, chain, gz, gl)
+            found = _in_pieces(x, chain, mask, gz, gl)
 
-        return None, None, None, found[0].mT, *found[1:]
+        return None, None, None, None, found[0].mT, *found[1:]
 
 
 def _is_kept(x: Tensor, chain: Chain) -> bool:
@@ -248,15 +286,17 @@ def _unflatten(kept: Sequence[Tensor], chain: Chain) -> list[_Step]:
     return steps
 
 
-def _in_pieces(x: Tensor, chain: Chain, gz: Tensor, gl: Tensor) -> list[Tensor]:
+def _in_pieces(
+    x: Tensor, chain: Chain, mask: Tensor | None, gz: Tensor, gl: Tensor
+) -> list[Tensor]:
     """Forward and backward through some rows at a time, so that memory does not grow."""
     totals: list[Tensor] = []
     gx, g_biases = [], []
     context = chain.biases[0].dim() == 3
     for a, b in _pieces(x, chain):
-        piece = chain.rows(a, b)
-        steps = _forward(x[a:b], piece, True, jets=True)[2]
-        first, *found = _backward(piece, steps, gz[a:b].mT.contiguous(), gl[a:b], x[a:b].mT)
+        piece, some = chain.rows(a, b), _some(mask, a, b)
+        steps = _forward(x[a:b], piece, some, True, jets=True)[2]
+        first, *found = _backward(piece, some, steps, gz[a:b].mT.contiguous(), gl[a:b], x[a:b].mT)
         gx.append(first)
         if context:
             found, biases = found[: -len(chain.biases)], found[-len(chain.biases) :]

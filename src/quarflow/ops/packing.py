@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quarflow.backends.shapes import Packing
-from quarflow.modes import plain
+from quarflow.modes import torch_only
 from quarflow.ops.backend import Backend, backend_for, signed
 
 __all__ = ["Packing", "assemble", "assemble_blocks"]
@@ -40,7 +40,7 @@ def assemble(off_diagonal: Tensors, diagonal: Tensors, packing: Packing) -> tupl
                  [0., 1.]]])
     """
     backend = backend_for("packing", packing, (*off_diagonal, *diagonal))
-    if backend is None and plain():
+    if backend is None and torch_only():
         return _scattered(off_diagonal, diagonal, packing)
     indexes = [] if backend else _indexes(packing, diagonal[0].device)
     # without gradients there is nothing to remember, and torch.compile sees through the function

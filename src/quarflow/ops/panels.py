@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor
 
-from quarflow.modes import plain
+from quarflow.modes import torch_only
 
 __all__ = ["FeatureMajor"]
 
@@ -83,7 +83,9 @@ class FeatureMajor:
 
     @property
     def _joins(self) -> bool:
-        return self.joined or torch.is_grad_enabled() or torch.compiler.is_compiling() or plain()
+        return (
+            self.joined or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch_only()
+        )
 
     def _panels(self, rows: int, columns: int, upper: bool) -> list[tuple[slice, slice]]:
         """Rows of each panel, and the columns up to, or from, its diagonal."""

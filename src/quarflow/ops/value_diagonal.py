@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quarflow.backends.shapes import ChainShape, PixelLayers
-from quarflow.modes import plain
+from quarflow.modes import torch_only
 from quarflow.ops.activations import Activation
 from quarflow.ops.backend import backend_for, needs_gradient, signed
 from quarflow.ops.recurrence import (
@@ -87,7 +87,7 @@ def value_and_diagonal(
         F and d, both of the shape of x.
     """
     tensors = (x, *weights, *blocks, *biases)
-    if plain() or not needs_gradient(tensors):
+    if torch_only() or not needs_gradient(tensors):
         # Nothing to keep; and torch.compile cannot trace the function where it has no backward.
         F, d, _ = _forward(options, x, weights, blocks, biases, keep=False)
         return F, d
@@ -118,12 +118,12 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         L = ctx.layers
         x, *rest = ctx.saved_tensors
-        W, B, b = _thirds(rest, L)
+        layers = _layers(ctx.options, *_thirds(rest, L))
         # Second derivatives are those of what is computed anew: what was kept are constants.
         kept = [] if torch.is_grad_enabled() else rest[3 * L :]
         gF, gd = [torch.zeros_like(x) if g is None else g for g in grads[:2]]
         run = _vectors_backward if ctx.options.taps is None else _images_backward
-        gx, found = run(ctx.options, x, W, B, b, kept, gF, gd, ctx.needs_input_grad[2])
+        gx, found = run(ctx.options, x, layers, kept, gF, gd, ctx.needs_input_grad[2])
 
         return None, None, gx, *found.weights, *found.blocks, *found.biases
 
@@ -132,13 +132,17 @@ def _thirds(tensors: Tensors, n: int) -> tuple[Tensors, Tensors, Tensors]:
     return tensors[:n], tensors[n : 2 * n], tensors[2 * n : 3 * n]
 
 
+def _layers(options: Pass, W: Tensors, B: Tensors, b: Tensors) -> Layers:
+    return Layers(W, B, b, options.reverse, open=options.taps is not None)
+
+
 def _forward(
     options: Pass, x: Tensor, W: Tensors, B: Tensors, b: Tensors, keep: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """F, d, and what the backward pass needs."""
     if options.taps is not None:
         return _images_forward(options, options.taps, x, W, B, b, keep)
-    phi, layers = options.activation, Layers(W, B, b, options.reverse)
+    phi, layers = options.activation, _layers(options, W, B, b)
     if not keep:
         shape = ChainShape.of(B, phi.name, (options.reverse,))
         tensors = single_step(layers)
@@ -154,16 +158,14 @@ def _forward(
 def _vectors_backward(
     options: Pass,
     x: Tensor,
-    W: Tensors,
-    B: Tensors,
-    b: Tensors,
+    layers: Layers,
     kept: Tensors,
     gF: Tensor,
     gd: Tensor,
     need_x: bool,
 ) -> tuple[Tensor | None, Gradients]:
     """Gradients of x and of the layers."""
-    phi, layers = options.activation, Layers(W, B, b, options.reverse)
+    phi = options.activation
     tape = (
         unflatten(phi, kept, x.mT, layers)
         if kept
@@ -171,7 +173,7 @@ def _vectors_backward(
     )
     found, gz, _ = backward(phi, tape, layers, gF.mT.contiguous(), gd.mT.contiguous())
 
-    return (W[0].mT @ gz).mT if need_x else None, found
+    return (layers.weights[0].mT @ gz).mT if need_x else None, found
 
 
 # Images
@@ -208,7 +210,7 @@ def _images_forward(
     if backend is not None:
         products, d = backend.pixels_forward(network, A, t)
     else:
-        layers, size = Layers(W, B, b, options.reverse, True), _chunk(W[0].shape[0], x.device)
+        layers, size = _layers(options, W, B, b), _chunk(W[0].shape[0], x.device)
         t = t if t is None or options.dtype is None else t.to(options.dtype)
         y, diagonals = [], []
         for at in range(0, max(1, len(A)), size):
@@ -236,29 +238,28 @@ def _summed(tape: Tape, block: Tensor, dtype: torch.dtype) -> Tensor:
 def _images_backward(
     options: Pass,
     x: Tensor,
-    W: Tensors,
-    B: Tensors,
-    b: Tensors,
+    layers: Layers,
     kept: Tensors,
     gF: Tensor,
     gd: Tensor,
     need_x: bool,
 ) -> tuple[Tensor | None, Gradients]:
     """Gradients of x and of the layers, chunk by chunk."""
-    taps, C = options.taps, x.shape[-1]
+    taps, C, (W, B, b) = options.taps, x.shape[-1], layers[:3]
     assert taps is not None
     A, slope, curvature = _entered(options, taps, x)
     t = None if slope is None else slope.reshape(-1, C)
     gy, gd = gather_taps(gF, opposite(taps)).flatten(0, 2), gd.reshape(-1, C)
     if options.dtype is not None:
         A, gy, gd, *lower = options.low(A, gy, gd, *W, *B, *b)
-        W, B, b = _thirds(lower, len(W))
+        layers = _layers(options, *_thirds(lower, len(W)))
+        W, B, b = layers[:3]
     network, backend = PixelLayers(W, B, b[:-1], options.activation.name, options.reverse), None
     if not (kept or torch.is_grad_enabled() or options.dtype is not None):
         read = [A, gy, gd, *([] if t is None else [t]), *network.tensors]
         backend = backend_for("pixels", network, read)
     if backend is None:
-        of_A, of_t, found = _in_chunks(options, A, t, W, B, b, kept, gy, gd, x.dtype)
+        of_A, of_t, found = _in_chunks(options, A, t, layers, kept, gy, gd, x.dtype)
     else:
         of_A, of_t, *rest = backend.pixels_backward(network, A, t, gy, gd)
         found = Gradients(*rest)
@@ -276,16 +277,14 @@ def _in_chunks(
     options: Pass,
     A: Tensor,
     t: Tensor | None,
-    W: Tensors,
-    B: Tensors,
-    b: Tensors,
+    layers: Layers,
     kept: Tensors,
     gy: Tensor,
     gd: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None, Gradients]:
     """Gradients of A, of t and of the layers but the last bias, some pixels at a time."""
-    phi, layers = options.activation, Layers(W, B, b, options.reverse, True)
+    phi, W, B = options.activation, layers.weights, layers.blocks
     size = _chunk(W[0].shape[0], A.device)
     chunks = range(0, max(1, len(A)), size)
     t = t if t is None or options.dtype is None else t.to(options.dtype)

@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from quarflow._version import __version__
 from quarflow.data.images import Images
 from quarflow.files import write_whole
 from quarflow.report.image_grid import grid_png
-from quarflow.report.model import ReportError
-from quarflow.report.names import readable
 from quarflow.report.style import DATA, MODEL, Picture, picture, styled
-from quarflow.report.words import number, plain
+from quarflow.report.template import filled, page_path
+from quarflow.report.words import typed
 
 __all__ = ["write_image_report"]
 
@@ -50,22 +48,9 @@ def write_image_report(
     Raises:
         ValueError: if the images do not suit the model, or there is no such folder.
     """
-    import jinja2
-
-    path = Path(path)
-    if not path.parent.is_dir() or path.is_dir():
-        raise ReportError(f"{path} is no file that can be written: its folder must exist.")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, short=readable)
+    path = page_path(path)
     content = gather(model, images, title, seed)
-    page = environment.get_template("images.html.j2").render(**content)
-    write_whole(path, page)
+    write_whole(path, filled("images.html.j2", model, content))
 
     return path
 
@@ -73,22 +58,15 @@ def write_image_report(
 def gather(model: Any, images: Images | None, title: str, seed: int) -> dict[str, Any]:
     """Everything the template shows."""
     flow: Any = model.flow_
-    levels, (C, H, W) = model.images_.levels, model.images_.shape
+    levels = model.images_.levels
     device = next(flow.parameters()).device
     samples, evaluations = flow.sample_images(
         SHOWN, generator=torch.Generator(device).manual_seed(seed)
     )
     content: dict[str, Any] = {
         "title": title,
-        "version": __version__,
-        "flow": type(flow).__name__,
-        "channels": C,
-        "height": H,
-        "width": W,
-        "levels": levels,
         "uniform": math.log2(levels),
-        "metrics": model.metrics_,
-        "settings": {key: plain(value) for key, value in model.settings_.items()},
+        "settings": {key: typed(value) for key, value in model.settings_.items()},
         "samples": _grid(samples.cpu().numpy(), levels),
         "shown": None,
         "extremes": None,

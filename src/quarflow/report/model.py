@@ -10,10 +10,7 @@ from quarflow.data.finite import check_finite
 from quarflow.data.frames import frame_of
 from quarflow.data.values import is_frame, pick_columns, read_values
 from quarflow.report.calibration import normal_scores
-
-
-class ReportError(ValueError):
-    """A report that cannot be written as asked."""
+from quarflow.report.template import ReportError
 
 
 class Model:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from quarflow._version import __version__
 from quarflow.files import write_whole
 from quarflow.report import figures
 from quarflow.report.calibration import (
@@ -20,10 +19,11 @@ from quarflow.report.calibration import (
     rank_correlations,
     round_trip,
 )
-from quarflow.report.model import Model, ReportError
-from quarflow.report.names import labels, readable
+from quarflow.report.model import Model
+from quarflow.report.names import labels
 from quarflow.report.structure import most_structured
 from quarflow.report.style import picture
+from quarflow.report.template import ReportError, filled, page_path
 from quarflow.report.words import headline, number, settings_table
 
 SCORED = 200_000  # rows scored for the densities and the extremes
@@ -60,29 +60,10 @@ def write_report(
         ValueError: If the estimator is not fitted, or the rows do not suit it.
         OSError: If the file cannot be written. The file appears whole or not at all.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ReportError(f"{path} is a folder; give the report a file name, such as report.html.")
-    if not path.parent.is_dir():
-        raise ReportError(f"There is no folder {path.parent} to write {path.name} to.")
-    page = render(gather(Model(estimator), X, context, title=title, seed=seed))
-    write_whole(path, page)
+    path = page_path(path)
+    content = gather(Model(estimator), X, context, title=title, seed=seed)
+    write_whole(path, filled("page.html.j2", estimator, content))
     return path
-
-
-def render(content: dict[str, Any]) -> str:
-    """Fill the template; every value is escaped by it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, short=readable)
-    return environment.get_template("page.html.j2").render(**content)
 
 
 def gather(model: Model, X: Any, context: Any, *, title: str | None, seed: int) -> dict[str, Any]:
@@ -90,7 +71,6 @@ def gather(model: Model, X: Any, context: Any, *, title: str | None, seed: int) 
     data, given = rows_of(model, X, context, seed)
     content: dict[str, Any] = {
         "title": title or "Density model",
-        "version": __version__,
         "names": model.names,
         "features": len(model.names),
         "context_names": model.context_names,

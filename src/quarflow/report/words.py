@@ -70,18 +70,18 @@ def settings_table(model: Model) -> list[dict[str, str]]:
                 by = "chosen from the data"
             elif key in usual and usual[key].default != asked[key]:
                 by = "set by the user"
-        result.append({"name": str(key), "value": readable(plain(value), 160), "by": by})
+        result.append({"name": str(key), "value": readable(typed(value), 160), "by": by})
     return result
 
 
-def plain(value: Any) -> str:
+def typed(value: Any) -> str:
     """Write a setting as one would type it."""
     if isinstance(value, float):
         return number(value)
     if isinstance(value, list | tuple):
-        return ", ".join(plain(item) for item in value)
+        return ", ".join(typed(item) for item in value)
     if isinstance(value, dict):
-        return "; ".join(f"{key}: {plain(item)}" for key, item in value.items()) or "none"
+        return "; ".join(f"{key}: {typed(item)}" for key, item in value.items()) or "none"
     return "none" if value is None else str(value)
 
 

@@ -27,6 +27,7 @@ from pydantic import (
     create_model,
     field_validator,
 )
+from torch import nn
 
 from quarflow.flows import FAMILIES, Flow
 from quarflow.flows.arguments import as_json
@@ -46,6 +47,7 @@ Width = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Whole = Annotated[int, Field(ge=0, le=65_536, strict=True)]
 Few = Annotated[int, Field(ge=1, le=1024, strict=True)]
 FEW = ("transforms", "scales", "terms", "eval_terms")  # loops run over them
+NONE_TOO = ("context_features",)  # sequences that may be empty
 
 
 PLAIN: dict[Any, Any] = {
@@ -146,11 +148,14 @@ def _bounded(name: str, hint: Any) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return _arguments_of(hint)
     if get_origin(hint) is Sequence and get_args(hint) == (int,):
-        return Annotated[list[Width], Field(min_length=1, max_length=32)]
+        least = 0 if name in NONE_TOO else 1
+        return Annotated[list[Width], Field(min_length=least, max_length=32)]
     if get_origin(hint) in (Union, UnionType):
         return reduce(or_, (_bounded(name, part) for part in get_args(hint)))
     if get_origin(hint) is Literal or hint is NoneType:
         return hint
+    if hint is nn.Module:
+        return NoneType  # of the user's own code: no folder holds one
     raise TypeError(f"{name}: flows with arguments of type {hint} cannot be saved.")
 
 
@@ -166,6 +171,12 @@ def flow_config(flow: Flow) -> FlowConfig:
         'PlanarFlow'
     """
     name = type(flow).__name__
+    for key, value in flow.arguments.items():
+        if isinstance(value, nn.Module):
+            raise ValueError(
+                f"A flow with an {key} of your own cannot be saved in a folder: it could not be "
+                "loaded without your code. Save its state_dict(), or fit to embedded contexts."
+            )
     if type(flow) is not FAMILIES.get(name):
         raise ValueError(
             f"A {name} cannot be saved; the flows that can are {', '.join(FAMILIES)}."

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import distributed
 
 __all__ = ["accelerator_on", "choose_device", "is_main_process", "own_random"]
 
@@ -71,6 +76,10 @@ def accelerator_on(device: str, precision: str = "float32") -> Iterator[Any]:
     So its state is set aside here, and put back afterwards: a run on the CPU can follow one on
     CUDA, and a caller who uses Accelerate too finds everything as it was.
 
+    The group of processes is the exception: where there is none yet, Accelerate makes one, which
+    serves every later run and ends with the process. (A second one would meet at the addresses
+    of the first.) A group that the caller made is used, and left to the caller.
+
     Example:
         >>> with accelerator_on("cpu") as accelerator:
         ...     accelerator.device.type
@@ -83,11 +92,43 @@ def accelerator_on(device: str, precision: str = "float32") -> Iterator[Any]:
     before = [dict(state) for state in shared]
     for state in shared:
         state.clear()
+    had_group = has_group()
+    if distributed.is_available():
+        # Its defaults would keep the group of the moment it is first imported, which DDP does.
+        import torch.distributed.nn  # noqa: F401
     try:
-        yield Accelerator(
+        accelerator = Accelerator(
             cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no"
         )
+        if not had_group and has_group():
+            atexit.register(end_group, [distributed.group.WORLD])
+        yield accelerator
     finally:
         for state, values in zip(shared, before, strict=True):
             state.clear()
             state.update(values)
+
+
+def has_group() -> bool:
+    """Whether this process belongs to a group that can communicate."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def end_group(ours: list[Any]) -> None:
+    """Leave a group while Python is whole, unless somebody ended it or put another in its place.
+
+    A thread of the group may still have to let go of the last tensor it sent. If it gets to that
+    only when Python is half gone, the process aborts, though all its work was done. The threads
+    are waited for once nothing holds the group any more.
+
+    Arguments:
+        ours: The group alone, in a list that is empty afterwards.
+    """
+    if has_group() and distributed.group.WORLD is ours[0]:
+        ours.clear()
+        trouble = getattr(sys, "last_value", None)  # has been shown; it holds what it went through
+        while trouble is not None:
+            traceback.clear_frames(trouble.__traceback__)
+            trouble = trouble.__cause__ or trouble.__context__
+        gc.collect()  # what trained with it
+        distributed.destroy_process_group()

@@ -3,7 +3,7 @@
 from quarflow.transforms.autoregressive import AutoregressiveStep
 from quarflow.transforms.base import Inverse, Transform, call_and_ladj
 from quarflow.transforms.compose import Composed
-from quarflow.transforms.elementwise import Affine, Permutation
+from quarflow.transforms.elementwise import Affine, Centred, Only, Permutation
 from quarflow.transforms.image import (
     Flatten,
     ImageTransform,
@@ -26,6 +26,7 @@ from quarflow.transforms.sylvester import SylvesterStep
 __all__ = [
     "Affine",
     "AutoregressiveStep",
+    "Centred",
     "Composed",
     "Flatten",
     "ImageTransform",
@@ -35,6 +36,7 @@ __all__ = [
     "LogDet",
     "Logit",
     "MultiScale",
+    "Only",
     "Permutation",
     "PlanarStep",
     "QuARChain",

@@ -17,7 +17,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quarflow.modes import plain
+from quarflow.modes import torch_only
 from quarflow.nn.network import Derivative, Network
 
 __all__ = [
@@ -232,7 +232,7 @@ def value_and_logdet(
         return value, exact_logdet(derivative)
 
     draws = method.draw(x, generator)
-    if method.memory_saving and torch.is_grad_enabled() and not plain():
+    if method.memory_saving and torch.is_grad_enabled() and not torch_only():
         found: tuple[Tensor, Tensor] = _BackwardInForward.apply(
             network, draws, x, *network.tensors
         )

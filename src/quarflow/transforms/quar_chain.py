@@ -2,6 +2,7 @@ r"""All the steps of a QuAR flow, forward in one go."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -11,7 +12,7 @@ from quarflow.nn.bound import BoundBranches
 from quarflow.ops.chain import Chain, residual_chain
 from quarflow.transforms.base import Transform
 from quarflow.transforms.compose import Composed
-from quarflow.transforms.elementwise import Affine
+from quarflow.transforms.elementwise import Affine, Only, among
 from quarflow.transforms.quar import QuARStep
 
 __all__ = ["QuARChain"]
@@ -27,7 +28,9 @@ class QuARChain(Composed):
     Arguments:
         branches: T bound branches.
         shift, log_scale: Of the affine maps, shapes (T + 1, D).
-        first: What comes before them, if anything does.
+        first, last: What comes before and after them, if anything does.
+
+    Of branches that are masked the affine maps are so too; see :class:`Only`.
 
     Example:
         >>> from quarflow.nn import Branch
@@ -43,10 +46,11 @@ class QuARChain(Composed):
         branches: BoundBranches,
         shift: Tensor,
         log_scale: Tensor,
-        first: Transform | None = None,
+        first: Sequence[Transform] = (),
+        last: Sequence[Transform] = (),
     ) -> None:
         super().__init__((), exact=True)
-        self.first = first
+        self.first, self.last = list(first), list(last)
         self.branches, self.shift, self.log_scale = branches, shift, log_scale
         self.scale = log_scale.exp()
         self._steps = None  # made when they are asked for: forward nobody does
@@ -56,11 +60,13 @@ class QuARChain(Composed):
         """The steps, first to last."""
         if self._steps is None:
             parts = zip(self.shift, self.log_scale, self.scale, strict=True)
-            affines = [Affine(*part) for part in parts]
-            self._steps = [] if self.first is None else [self.first]
-            self._steps.append(affines[0])
+            m = self.branches.modelled
+            affines = [Affine(*part, modelled=m) for part in parts]
+            only = [] if m is None else [Only(m)]
+            self._steps = [*only, *self.first, affines[0]]
             for branch, affine in zip(self.branches, affines[1:], strict=True):
                 self._steps += [QuARStep(branch), affine]
+            self._steps += [*self.last, *only]
 
         return self._steps
 
@@ -72,9 +78,11 @@ class QuARChain(Composed):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All the steps forward."""
-        b, constant = self.branches, self.log_scale.sum()
-        if self.first is not None:
-            x, own = self.first.call_and_ladj(x)
+        b, m = self.branches, self.branches.modelled
+        constant = self.log_scale.sum() if m is None else _sum(self.log_scale, m)
+        x = among(m, x, 0)
+        for transform in self.first:
+            x, own = transform.call_and_ladj(x)
             constant = constant + own
         biases, batch = b.biases, x.shape[:-1]
         if biases[0].dim() > 2:
@@ -83,9 +91,15 @@ class QuARChain(Composed):
         rows = x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1])
         phi = b.options[0].activation
         chain = Chain(self.scale, self.shift, b.weights, b.blocks, biases, phi, b.shape)
-        z, ladj = residual_chain(rows, chain)
+        if m is not None:
+            m = m.expand(*batch, x.shape[-1]).reshape(rows.shape)
+        z, ladj = residual_chain(rows, chain, m)
+        z, ladj = z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + constant
+        for transform in self.last:
+            z, own = transform.call_and_ladj(z)
+            ladj = ladj + own
 
-        return z.reshape(*batch, x.shape[-1]), ladj.reshape(batch) + constant
+        return z, ladj
 
     def _call(self, x: Tensor) -> Tensor:
         wide = self._wide(x)
@@ -93,6 +107,11 @@ class QuARChain(Composed):
             return wide._call(x.double()).to(x.dtype)
 
         return self.call_and_ladj(x)[0]
+
+
+def _sum(log_scale: Tensor, modelled: Tensor) -> Tensor:
+    """Of all maps (T + 1, D), and of the variables that are modelled, shape (*)."""
+    return torch.where(modelled, log_scale.sum(0), 0).sum(-1)
 
 
 def _rows(bias: Tensor, batch: torch.Size) -> Tensor:

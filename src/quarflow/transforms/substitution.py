@@ -37,7 +37,7 @@ def substitute(
         >>> found is None or bool(found.residual <= 1e-6)
         True
     """
-    if branch.event_dim != 1:
+    if branch.event_dim != 1 or branch.modelled is not None:
         return None
     layers = Layers(branch.weights, branch.blocks, branch.biases, branch.reverse)
     tolerance = default_tolerance(y.dtype) if tolerance is None else tolerance

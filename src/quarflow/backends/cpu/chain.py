@@ -23,7 +23,7 @@ __all__ = ["branch", "chain_backward", "chain_forward", "solve"]
 
 
 def chain_forward(
-    shape: ChainShape, x: Tensor, tensors: Sequence[Tensor]
+    shape: ChainShape, x: Tensor, tensors: Sequence[Tensor], mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The chain's value (N, D), and the sum of its steps' log-dets (N).
 
@@ -31,25 +31,31 @@ def chain_forward(
         shape: Of the chain.
         x: Shape (N, D).
         tensors: Of the chain.
+        mask: Of x, 1 where it is modelled and 0 elsewhere, in its type; None for all.
     """
-    x, tensors = x.contiguous(), contiguous(tensors)
+    x, tensors, mask = x.contiguous(), contiguous(tensors), _whole(mask)
     z, ladj = torch.empty_like(x), x.new_empty(len(x))
-    _call("forward", shape, x, tensors, x, z, ladj)
+    _call("forward", shape, x, tensors, mask, x, z, ladj)
 
     return z, ladj
 
 
 def chain_backward(
-    shape: ChainShape, x: Tensor, tensors: Sequence[Tensor], gz: Tensor, gl: Tensor
+    shape: ChainShape,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    gz: Tensor,
+    gl: Tensor,
+    mask: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradients of x and of the tensors from those of both results.
 
     Those of W are only right where W may differ from 0.
     """
-    x, tensors = x.contiguous(), contiguous(tensors)
+    x, tensors, mask = x.contiguous(), contiguous(tensors), _whole(mask)
     gz, gl = gz.contiguous(), gl.contiguous()
     gradients = list(map(torch.empty_like, (x, *tensors)))
-    _call("backward", shape, x, tensors, x, gz, gl, pointers(gradients))
+    _call("backward", shape, x, tensors, mask, x, gz, gl, pointers(gradients))
 
     return gradients
 
@@ -90,6 +96,10 @@ def solve(
     _call("solve", shape, y, tensors, y, *found, *limits)
 
     return found
+
+
+def _whole(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous()
 
 
 def _call(

@@ -5,6 +5,8 @@
 // Each thread takes tile after tile of the points through all steps, so that hidden layers never
 // leave its cache. The way back computes them once more, tile by tile: that is faster than to
 // write them to memory and to read them again, and no memory is taken for them.
+//
+// With a mask, y, d and what comes back are 0 where it is: features that are not modelled.
 
 #include <vector>
 
@@ -108,6 +110,17 @@ void add_tile(const T* x, T* y, int units, int columns) {
         }
 }
 
+// y = 0 where the mask is; without a mask nothing.
+template <class T>
+void keep_modelled(const T* mask, T* y, int units, int columns) {
+    if (!mask) return;
+    for (int i = 0; i < units; i++)
+        for (int n = 0; n < columns; n += LANES<T>) {
+            int64_t at = int64_t(i) * TILE + n;
+            store(y + at, load(mask + at) != 0 ? load(y + at) : Vec<T>{});
+        }
+}
+
 // total[n] += sum of log(1 + d) over the units. Few logarithms of products of many; a factor
 // below 0 makes NaN, however many there are.
 template <class T>
@@ -129,22 +142,34 @@ void add_log(const T* d, T* total, int units, int columns) {
     }
 }
 
+// The mask of a tile where there is room for it; null where all is modelled.
+template <class T>
+const T* mask_of_tile(const Chain<T>& chain, const Tile<T>& tile, const T* modelled, T* room) {
+    if (!modelled) return nullptr;
+    int D = chain.features;
+    points_to_tile(modelled + tile.first * D, D, room, tile.points, tile.columns, D);
+    return room;
+}
+
 // A tile forward through all steps; leaves z in the x of the step after the last.
 template <class T>
-void forward_tile(const Chain<T>& chain, const Tile<T>& tile, const T* x, std::vector<Step<T>>& steps,
-                  bool keep, T* z, T* ladj) {
+void forward_tile(const Chain<T>& chain, const Tile<T>& tile, const T* mask, const T* x,
+                  std::vector<Step<T>>& steps, bool keep, T* z, T* ladj) {
     int D = chain.features;
     T total[TILE] = {};
     points_to_tile(x + tile.first * D, D, z, tile.points, tile.columns, D);
     affine(z, chain.scales(0), chain.shifts(0), steps[0].x, D, tile.columns);
+    keep_modelled(mask, steps[0].x, D, tile.columns);
     for (int t = 0; t < chain.steps; t++) {
         Step<T>& step = steps[t];
         forward(chain.branch[t], step.x, static_cast<const T*>(nullptr), step.tape, keep, step.y,
                 step.d, tile.first, tile.points, tile.columns);
         add_tile(step.x, step.y, D, tile.columns);
+        keep_modelled(mask, step.d, D, tile.columns);
         add_log(step.d, total, D, tile.columns);
         T* next = t + 1 < chain.steps ? steps[t + 1].x : z;
         affine(step.y, chain.scales(t + 1), chain.shifts(t + 1), next, D, tile.columns);
+        keep_modelled(mask, next, D, tile.columns);
     }
     if (ladj) std::copy(total, total + tile.points, ladj + tile.first);
 }
@@ -161,19 +186,21 @@ std::vector<Step<T>> lay_out_steps(const Chain<T>& chain, Space& space, bool kee
 }
 
 template <class T>
-bool forward_all(const Chain<T>& chain, const T* x, T* z, T* ladj) {
+bool forward_all(const Chain<T>& chain, const T* modelled, const T* x, T* z, T* ladj) {
     int D = chain.features;
     return in_parallel(chain.threads, [&](int thread) {
         static thread_local Block block;
-        T* out;
+        T *out, *room;
         std::vector<Step<T>> steps;
         in_block(block, [&](Space& space) {
             out = space.take<T>(int64_t(D) * TILE);
+            room = space.take<T>(modelled ? int64_t(D) * TILE : 0);
             steps = lay_out_steps(chain, space, false);
         });
         for (int64_t i = thread; i < chain.tiles(); i += chain.threads) {
             Tile<T> tile(chain, i);
-            forward_tile(chain, tile, x, steps, false, out, ladj);
+            const T* mask = mask_of_tile(chain, tile, modelled, room);
+            forward_tile(chain, tile, mask, x, steps, false, out, ladj);
             transpose(out, TILE, z + tile.first * D, D, D, tile.points);
         }
         block.done();
@@ -222,7 +249,7 @@ void backward_affine(const Chain<T>& chain, int t, const T* x, T* g, Sums<T>& su
 
 // gradients: of x, scale, shift, then W, B, b of each layer.
 template <class T>
-bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
+bool backward_all(const Chain<T>& chain, const T* modelled, const T* x, const T* gz, const T* gl,
                   void* const* gradients) {
     int D = chain.features, layers = chain.branch[0].layers;
     std::vector<Sums<T>> all(chain.threads);
@@ -233,7 +260,7 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
         static thread_local Block block;
         Sums<T>& sums = all[thread];
         std::vector<Step<T>> steps;
-        T *g, *gd, *own, *z;
+        T *g, *gd, *own, *z, *room;
         Scratch<T> scratch;
         int64_t size = int64_t(D) * TILE;
         in_block(block, [&](Space& space) {
@@ -241,6 +268,7 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
             gd = space.take<T>(size);
             own = space.take<T>(size);
             z = space.take<T>(size);
+            room = space.take<T>(modelled ? size : 0);
             scratch.lay_out(space, chain.branch[0].widest());
             steps = lay_out_steps(chain, space, true);
         });
@@ -254,10 +282,12 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
             }
         for (int64_t i = thread; i < chain.tiles(); i += chain.threads) {
             Tile<T> tile(chain, i);
-            forward_tile(chain, tile, x, steps, true, z, static_cast<T*>(nullptr));
+            const T* mask = mask_of_tile(chain, tile, modelled, room);
+            forward_tile(chain, tile, mask, x, steps, true, z, static_cast<T*>(nullptr));
             T slope[TILE] = {};
             std::copy(gl + tile.first, gl + tile.first + tile.points, slope);
             points_to_tile(gz + tile.first * D, D, g, tile.points, tile.columns, D);
+            keep_modelled(mask, g, D, tile.columns);
             for (int t = chain.steps - 1; t >= 0; t--) {
                 Step<T>& step = steps[t];
                 backward_affine(chain, t + 1, step.y, g, sums, tile.columns);
@@ -265,10 +295,12 @@ bool backward_all(const Chain<T>& chain, const T* x, const T* gz, const T* gl,
                     for (int n = 0; n < tile.columns; n += LANES<T>)
                         store(gd + j * TILE + n,
                               load(slope + n) / (1 + load(step.d + j * TILE + n)));
+                keep_modelled(mask, gd, D, tile.columns);
                 backward(chain.branch[t], step.x, static_cast<const T*>(nullptr), step.tape, g, gd,
                          &sums.layers[t * layers], scratch, own, static_cast<T*>(nullptr),
                          tile.first, tile.points, tile.columns);
                 add_tile(own, g, D, tile.columns);
+                keep_modelled(mask, g, D, tile.columns);
             }
             points_to_tile(x + tile.first * D, D, z, tile.points, tile.columns, D);
             backward_affine(chain, 0, z, g, sums, tile.columns);
@@ -367,13 +399,14 @@ bool solve_all(const Chain<T>& chain, const T* y, T* x, T* slope, T* residual, i
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                           \
-    extern "C" int forward_##NAME(const int64_t* numbers, void* const* tensors, const T* x, T* z, \
-                                  T* ladj) {                                                      \
-        return forward_all(Chain<T>(numbers, tensors), x, z, ladj);                               \
+    extern "C" int forward_##NAME(const int64_t* numbers, void* const* tensors,                   \
+                                  const T* modelled, const T* x, T* z, T* ladj) {                 \
+        return forward_all(Chain<T>(numbers, tensors), modelled, x, z, ladj);                     \
     }                                                                                             \
-    extern "C" int backward_##NAME(const int64_t* numbers, void* const* tensors, const T* x,      \
-                                   const T* gz, const T* gl, void* const* gradients) {            \
-        return backward_all(Chain<T>(numbers, tensors), x, gz, gl, gradients);                    \
+    extern "C" int backward_##NAME(const int64_t* numbers, void* const* tensors,                  \
+                                   const T* modelled, const T* x, const T* gz, const T* gl,       \
+                                   void* const* gradients) {                                      \
+        return backward_all(Chain<T>(numbers, tensors), modelled, x, gz, gl, gradients);          \
     }                                                                                             \
     extern "C" int branch_##NAME(const int64_t* numbers, void* const* tensors, const T* x, T* F,  \
                                  T* d) {                                                          \
