@@ -79,7 +79,7 @@ def test_scoring_is_repeatable_and_does_not_depend_on_the_batch(fitted):
 def test_scoring_in_chunks(fitted, monkeypatch):
     X = table(100)
     scores = fitted.score_samples(X)
-    monkeypatch.setattr("quarflow.density.table.CHUNK", 33)
+    monkeypatch.setattr("quarflow.density.table_use.CHUNK", 33)
 
     assert np.allclose(fitted.score_samples(X), scores, rtol=0, atol=1e-9)
     assert fitted.sample(100, random_state=0).shape == (100, 3)

@@ -21,8 +21,14 @@ def score(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave rows with missing values without score.")
     ] = False,
+    p_value: Annotated[
+        bool, typer.Option("--p-value", help="Add the rank of each among held-out rows.")
+    ] = False,
 ) -> None:
     """Write the log-density of every row as a column log_prob: log p, more is likelier.
+
+    With --p-value also a column p_value: the part of the rows held out while fitting that score
+    as low or lower. Of ordinary rows at most 1 in 100 have a p-value of 0.01 or less.
 
     Of discrete columns it holds the log-probability; `quarflow info` says which they are.
 
@@ -33,13 +39,15 @@ def score(
     \b
     Example:
       quarflow score model new.csv -o scores.csv
-      quarflow score model new.parquet -o scores.parquet --keep
+      quarflow score model new.parquet -o scores.parquet --keep --p-value
     """
     from quarflow.data.table_writer import WRITTEN
 
     check_output(output, WRITTEN, [data])
     density = open_model(model)
-    options = options_of(density, "score_file", keep=keep, allow_missing=allow_missing)
+    options = options_of(
+        density, "score_file", keep=keep, allow_missing=allow_missing, p_value=p_value
+    )
     scores = density.score_file(data, **options)
     scores.write(output)
     for line in scores.told:

@@ -29,19 +29,21 @@ from quarflow.density.checks import (
     warn_of_new_values,
 )
 from quarflow.density.data_units import DataUnits, data_units
-from quarflow.density.starting import fall_back, what_happened
+from quarflow.density.held_out import HeldOut
 from quarflow.density.table_files import TableFiles
-from quarflow.density.table_fit import prepare, settings_of
-from quarflow.density.table_use import CHUNK, CHUNK_NUMBERS, in_chunks, refuse_unsure
+from quarflow.density.table_fit import prepare
+from quarflow.density.table_odd import TableOdd
+from quarflow.density.table_run import run
+from quarflow.density.table_use import chunk_rows, in_chunks, refuse_unsure
 from quarflow.density.weights import counted, read_weights
 from quarflow.flows import FlowDistribution
-from quarflow.training import StopSignals, TrainingProgress, train
+from quarflow.training import StopSignals
 from quarflow.transforms.trust import Amplification
 
 __all__ = ["QuARDensity"]
 
 
-class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
+class QuARDensity(DensityMixin, TransformerMixin, TableOdd, TableFiles):
     r"""Exact density of a table by a QuAR flow, in the shape of scikit-learn's KernelDensity.
 
     Log-densities are natural logarithms in the data's own units: preprocessing is part of the
@@ -73,6 +75,8 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         Share of the rows that is held out to stop on.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    contamination
+        Part of the rows to set aside as likely anomalies, ``"auto"`` for 0.15, or ``"none"``.
     random_state
         Seed, RandomState or None: of initialisation, split, order and noise.
     verbose
@@ -130,6 +134,7 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         clip: float | None = 5.0,
         weight_decay: float | Literal["auto"] = "auto",
         device: str = "auto",
+        contamination: Literal["none", "auto"] | float = "none",
         random_state: Any = None,
         verbose: bool = False,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -157,6 +162,7 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         self.clip = clip
         self.weight_decay = weight_decay
         self.device = device
+        self.contamination = contamination
         self.random_state = random_state
         self.verbose = verbose
         self.checkpoint = checkpoint
@@ -184,8 +190,7 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
             Conditioning variables of the same rows, shape (n, C), or None. Nothing depends on
             one that is constant.
         sample_weight
-            How much each row counts, (n), at least 0; None if all count the same. One of weight
-            0 is as good as absent, and only ratios of weights matter.
+            How much each row counts, (n), at least 0; None if all count the same.
 
         Raises
         ------
@@ -197,12 +202,10 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
             it. SIGTERM ends the process at the same point; handlers of one's own are called.
         """
         begun = time.perf_counter()
-
         rows = self._check_rows(X, reset=True)
         given, context_names = (None, []) if context is None else read_context(context, len(rows))
         check_rows(len(rows))
-        weights = read_weights(sample_weight, len(rows))
-        rows, given, weights = counted(rows, given, weights)
+        rows, given, weights = counted(rows, given, read_weights(sample_weight, len(rows)))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         asked = self.get_params(deep=False)
         made = prepare(asked, rows, self._names(), given, context_names, seed, weights)
@@ -210,29 +213,14 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         if notice is not None:
             warnings.warn(notice, UserWarning, stacklevel=2)
 
-        model = data_units(made.flow, made.columns, made.context_columns)
         with StopSignals():  # passed on in the end, when all that was reached is kept
-            with TrainingProgress(verbose=bool(self.verbose)) as progress:
-                result = train(
-                    model,
-                    made.train_rows,
-                    made.valid_rows,
-                    made.settings,
-                    device=self.device,
-                    checkpoint=self.checkpoint,
-                    resume=self.resume,
-                    identity=made.identity(),
-                    on_event=progress,
-                    begun=begun,
-                )
-                flow, told = fall_back(made.flow, made.start, result, model)
-                if told:
-                    progress.say(told)
-            self.flow_ = flow.cpu().eval()
+            ran = run(made, asked, begun)
             self.columns_, self.context_columns_ = made.columns, made.context_columns
-            self.history_ = result.history
-            self.settings_ = settings_of(made, self.flow_, result)
-            self.metrics_ = made.counts(flow) | what_happened(result, made.start, told)
+            self.flow_, self.history_ = ran.flow, ran.history
+            self.settings_, self.metrics_ = ran.settings, ran.metrics
+            self.held_out_ = HeldOut.of(
+                self._log_densities(*made.held_out()), made.their_weights()
+            )
 
         return self
 
@@ -255,7 +243,12 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         """
         check_is_fitted(self)
         rows = self._check_rows(X, reset=False)
-        given = self._given_context(context, len(rows))
+
+        return self._log_densities(rows, self._given_context(context, len(rows)))
+
+    def _log_densities(
+        self, rows: NDArray[np.float64], given: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
         cells = self.columns_.cells()
 
         def averaged(p: FlowDistribution, x: Tensor) -> Tensor:
@@ -359,14 +352,9 @@ class QuARDensity(DensityMixin, TransformerMixin, TableFiles):
         given = self._given_context(context, len(rows))
         model = self._exact() if model is None else model
 
-        return in_chunks(model, rows, given, compute, self._chunk_rows())
+        size = chunk_rows(max(self.n_features_in_, *self.flow_.arguments["hidden_features"]))
 
-    def _chunk_rows(self) -> int:
-        """Rows to compute at once, a power of 2."""
-        widest = max(self.n_features_in_, *self.flow_.arguments["hidden_features"])
-        rows = CHUNK_NUMBERS * torch.get_num_threads() // widest
-
-        return int(min(2 ** max(rows.bit_length() - 1, 6), CHUNK))
+        return in_chunks(model, rows, given, compute, size)
 
     def _exact(self) -> DataUnits:
         """The model in float64."""

@@ -21,6 +21,7 @@ from quarflow.data.pipeline import Ahead
 from quarflow.data.table_writer import WRITTEN
 from quarflow.data.tables import Table, column_names, iter_table, read_table
 from quarflow.density.base import RUN, Place, Say, Scores, Section, certified, quiet, trained
+from quarflow.density.held_out import HeldOut
 from quarflow.density.samples import TableSamples
 from quarflow.files import plain
 from quarflow.flows import QuAR
@@ -31,7 +32,7 @@ from quarflow.store.schema import flow_config
 
 __all__ = ["TableFiles"]
 
-SCORE = "log_prob"
+SCORE, P_VALUE = "log_prob", "p_value"
 CHUNK = 65_536
 
 
@@ -47,9 +48,11 @@ class TableFiles(BaseEstimator):
     settings_: dict[str, Any]
     metrics_: dict[str, Any]
     history_: list[dict[str, Any]]
+    held_out_: HeldOut | None
 
     score_samples: Callable[..., NDArray[np.float64]]
     sample: Callable[..., NDArray[np.float64]]
+    _ranked: Callable[[], HeldOut]
 
     def read(
         self,
@@ -95,7 +98,12 @@ class TableFiles(BaseEstimator):
         return found
 
     def score_file(
-        self, path: Place, *, keep: bool = False, allow_missing: bool = False
+        self,
+        path: Place,
+        *,
+        keep: bool = False,
+        allow_missing: bool = False,
+        p_value: bool = False,
     ) -> Scores:
         """Log-density of every row of a table, which may be larger than memory.
 
@@ -107,14 +115,18 @@ class TableFiles(BaseEstimator):
             Whether to copy all columns of the table, used or not.
         allow_missing
             Whether rows with missing values are left without score instead of refused.
+        p_value
+            Whether to add the column p_value, see :meth:`p_value`.
         """
         names = self._needed()
         order = column_names(path) if keep else []
-        if keep and SCORE in {*names, *order}:
-            raise ValueError(
-                f"The column {SCORE!r} cannot be kept: it has the scores' name. Rename it, or "
-                "keep no columns."
-            )
+        ranks = self._ranked() if p_value else None
+        for score in (SCORE, P_VALUE)[: 1 + p_value]:
+            if keep and score in {*names, *order}:
+                raise ValueError(
+                    f"The column {score!r} cannot be kept: it has the scores' name. Rename it, "
+                    "or keep no columns."
+                )
         tables = iter_table(
             path,
             names,
@@ -122,10 +134,14 @@ class TableFiles(BaseEstimator):
             missing="nan" if allow_missing else "error",
             keep=keep,
         )
-        return Scores(partial(self._scored, tables, order if keep else None))
+        return Scores(partial(self._scored, tables, order if keep else None, ranks))
 
     def _scored(
-        self, tables: Iterator[Table], order: list[str] | None, said: list[str]
+        self,
+        tables: Iterator[Table],
+        order: list[str] | None,
+        ranks: HeldOut | None,
+        said: list[str],
     ) -> Generator[Mapping[str, Any], None, None]:
         rows = scored = impossible = 0
         total, start = 0.0, time.perf_counter()
@@ -137,7 +153,10 @@ class TableFiles(BaseEstimator):
                 if whole.any():
                     X, context = self._split(values[whole])
                     log_prob[whole] = self.score_samples(X, context=context)
-                yield {**({} if order is None else _kept(table, order)), SCORE: log_prob}
+                found = {SCORE: log_prob}
+                if ranks is not None:
+                    found[P_VALUE] = np.where(whole, ranks.p_values(log_prob), np.nan)
+                yield {**({} if order is None else _kept(table, order)), **found}
                 finite = np.isfinite(log_prob)
                 rows += len(values)
                 scored += int(finite.sum())
@@ -191,7 +210,8 @@ class TableFiles(BaseEstimator):
             parameters=kept,
             settings=self.settings_,
         )
-        save_model(path, config, self.flow_, self.metrics_, self.history_)
+        held_out = None if self.held_out_ is None else self.held_out_.tensors()
+        save_model(path, config, self.flow_, self.metrics_, self.history_, held_out)
 
     @classmethod
     def load(cls, path: Place) -> Self:
@@ -215,7 +235,7 @@ class TableFiles(BaseEstimator):
         context = model.config.context_columns
         self.context_columns_ = None if context is None else Columns(tuple(context))
         self.settings_, self.metrics_ = model.config.settings, model.metrics
-        self.history_ = model.log
+        self.history_, self.held_out_ = model.log, HeldOut.from_tensors(model.held_out)
         self.n_features_in_ = len(self.columns_.columns)
         if model.config.named:
             self.feature_names_in_ = np.array(self.columns_.names, dtype=object)

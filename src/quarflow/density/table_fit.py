@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from quarflow.data.columns import Columns
 from quarflow.density.base import RUN
+from quarflow.density.data_units import DataUnits, data_units
 from quarflow.density.defaults import NO_LIMIT, Defaults, choose_defaults
+from quarflow.density.held_out import MOST
 from quarflow.density.rows import TableRows
 from quarflow.density.starting import Start, find_start, start_from
+from quarflow.density.trusted import share_set_aside, trusted
 from quarflow.density.weights import effective_rows, weighed
 from quarflow.files import plain
 from quarflow.flows import Flow, QuAR
@@ -36,6 +39,7 @@ class Made:
         chosen: Arguments of the estimator, with what was "auto" decided.
         settings: Of the training.
         start: The best Gaussian, None if there shall be none.
+        set_aside: How many rows were not trusted.
     """
 
     columns: Columns
@@ -46,6 +50,35 @@ class Made:
     chosen: dict[str, Any]
     settings: TrainingSettings
     start: Start | None
+    set_aside: int = 0
+
+    @property
+    def told(self) -> str:
+        """A sentence on rows that were set aside, "" if none were."""
+        if not self.set_aside:
+            return ""
+        rows = self.set_aside + len(self.train_rows) + len(self.valid_rows)
+
+        return (
+            f"{self.set_aside:,} of {rows:,} rows are set aside as likely anomalies "
+            f"(contamination={self.chosen['contamination']!r})."
+        )
+
+    def model(self) -> DataUnits:
+        """The flow in data units, as it is trained."""
+        return data_units(self.flow, self.columns, self.context_columns)
+
+    def held_out(self) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Validation rows, at most so many as scores are kept of, and their context."""
+        rows = self.valid_rows
+
+        return rows.x[:MOST].numpy(), None if rows.c is None else rows.c[:MOST].numpy()
+
+    def their_weights(self) -> NDArray[np.float64] | None:
+        """Weights of the rows of :meth:`held_out`, None if all count the same."""
+        weights = self.valid_rows.weights
+
+        return None if weights is None else weights[:MOST].numpy()
 
     def identity(self) -> dict[str, Any]:
         """What the fit is, besides its rows and training settings, for its checkpoints."""
@@ -69,6 +102,8 @@ class Made:
         """Rows, columns, and parameters of the flow that was kept."""
         given, weights = self.context_columns, self.train_rows.weights
         told = {}
+        if self.set_aside:
+            told["set_aside"] = self.set_aside
         if weights is not None:
             told["effective_rows"] = round(effective_rows(weights.numpy()))
 
@@ -109,6 +144,7 @@ def prepare(
             "validation_fraction must be above 0 and at most 0.5, not "
             f"{asked['validation_fraction']}."
         )
+    share = share_set_aside(asked["contamination"])
     if asked["start"] not in ("auto", "none"):
         raise ValueError(f"start must be 'auto' or 'none', not {asked['start']!r}.")
     columns = Columns.fit(
@@ -125,8 +161,10 @@ def prepare(
             given, context_names, discrete="none", tails=asked["tails"], constant=True
         )
         context_columns = weighed(context_columns, given, weights)
-    held_out = min(max(round(asked["validation_fraction"] * len(rows)), 1), MOST_HELD_OUT)
+    kept = trusted(rows, given, columns, context_columns, weights, share)
     order = np.random.default_rng(seed).permutation(len(rows))
+    order = order[kept[order]]
+    held_out = min(max(round(asked["validation_fraction"] * len(order)), 1), MOST_HELD_OUT)
     train_rows, valid_rows = (
         TableRows(rows, given, columns, index, context_names, weights)
         for index in (order[held_out:], order[:held_out])
@@ -142,7 +180,17 @@ def prepare(
     if start is not None and start.pays:
         start_from(flow, start)
 
-    return Made(columns, context_columns, train_rows, valid_rows, flow, chosen, settings, start)
+    return Made(
+        columns,
+        context_columns,
+        train_rows,
+        valid_rows,
+        flow,
+        chosen,
+        settings,
+        start,
+        set_aside=len(rows) - len(order),
+    )
 
 
 def _chosen(asked: Mapping[str, Any], auto: Defaults) -> dict[str, Any]:

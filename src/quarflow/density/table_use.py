@@ -17,10 +17,17 @@ from quarflow.flows import FlowDistribution
 from quarflow.solvers import InversionError, listed
 from quarflow.transforms.trust import Amplification
 
-__all__ = ["CHUNK", "CHUNK_NUMBERS", "in_chunks", "refuse_unsure"]
+__all__ = ["CHUNK", "chunk_rows", "in_chunks", "refuse_unsure"]
 
 # Rows computed at once: at most so many, and hidden layers of at most 2 MiB for each thread.
 CHUNK, CHUNK_NUMBERS = 8192, 1 << 18
+
+
+def chunk_rows(widest: int) -> int:
+    """Rows to compute at once where hidden layers have so many units, a power of 2."""
+    rows = CHUNK_NUMBERS * torch.get_num_threads() // widest
+
+    return int(min(2 ** max(rows.bit_length() - 1, 6), CHUNK))
 
 
 def in_chunks(

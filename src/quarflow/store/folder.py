@@ -1,7 +1,8 @@
 r"""A model on disk: a folder of JSON and safetensors that loads without running any code.
 
 ``config.json`` holds what the model is, ``weights.safetensors`` its parameters,
-``metrics.json`` how well it did, ``training.jsonl`` one line per evaluation while training.
+``metrics.json`` how well it did, ``training.jsonl`` one line per evaluation while training, and
+``held_out.safetensors``, which older models do not have, scores of rows that were held out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from quarflow._version import __version__
 from quarflow.data.columns import Column
@@ -30,6 +32,7 @@ from quarflow.store.read import (
     read_json,
     read_log,
     read_metrics,
+    read_tensors,
     read_weights,
 )
 from quarflow.store.schema import (
@@ -62,11 +65,12 @@ __all__ = [
 
 VERSION = 1  # of the format
 CONFIG_BYTES = 128 << 20  # at most: 60,000 columns with all that may be known of them
-CONFIG, WEIGHTS, METRICS, LOG = (
+CONFIG, WEIGHTS, METRICS, LOG, HELD_OUT = (
     "config.json",
     "weights.safetensors",
     "metrics.json",
     "training.jsonl",
+    "held_out.safetensors",
 )
 
 
@@ -97,7 +101,10 @@ class ModelConfig(Strict):
 
 
 class Model(Strict):
-    """What :func:`load_model` gives: configuration, the flow, metrics and training log."""
+    """What :func:`load_model` gives: configuration, the flow, metrics and training log.
+
+    And what is kept of rows that were held out, by name; nothing in older models.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
 
@@ -105,6 +112,7 @@ class Model(Strict):
     flow: Flow
     metrics: dict[str, Any]
     log: list[dict[str, Any]]
+    held_out: dict[str, Tensor] = Field(default_factory=dict)
 
 
 def holds_images(folder: str | os.PathLike[str]) -> bool:
@@ -128,8 +136,14 @@ def save_model(
     flow: Flow,
     metrics: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
+    held_out: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a model; the folder appears, or is replaced, as a whole.
+
+    Arguments:
+        folder: Where.
+        config, flow, metrics, log: What the model is; see :class:`Model`.
+        held_out: What to keep of rows that were held out, None for nothing.
 
     Raises:
         StoreError: if the weights are not finite, or the folder holds something else.
@@ -148,6 +162,9 @@ def save_model(
         os.chmod(new, 0o777 & ~_umask())
         save_file(weights, new / WEIGHTS)
         os.chmod(new / WEIGHTS, 0o666 & ~_umask())
+        if held_out:
+            save_file({k: v.contiguous() for k, v in held_out.items()}, new / HELD_OUT)
+            os.chmod(new / HELD_OUT, 0o666 & ~_umask())
         (new / METRICS).write_text(_dump(dict(metrics)), encoding="utf-8")
         lines = "".join(json.dumps(plain(line)) + "\n" for line in log)
         (new / LOG).write_text(lines, encoding="utf-8")
@@ -238,6 +255,7 @@ def read_model(folder: str | os.PathLike[str], table: bool = False) -> Model:
         )
     _check_parts(config, folder / CONFIG)
     metrics, log = read_metrics(folder / METRICS), read_log(folder / LOG)
+    held_out = read_tensors(folder / HELD_OUT)
     try:
         check_size(folder / WEIGHTS, least_numbers(config.flow))
         flow = build_flow(config.flow)
@@ -248,7 +266,7 @@ def read_model(folder: str | os.PathLike[str], table: bool = False) -> Model:
     flow.load_state_dict(read_weights(folder / WEIGHTS, flow.state_dict()))
     check_finite(flow.state_dict(), str(folder / WEIGHTS))  # also in the precision of the flow
 
-    return Model(config=config, flow=flow.eval(), metrics=metrics, log=log)
+    return Model(config=config, flow=flow.eval(), metrics=metrics, log=log, held_out=held_out)
 
 
 def _check_parts(config: ModelConfig, path: Path) -> None:

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 METRICS_BYTES, LOG_BYTES = 16 << 20, 64 << 20  # thousands of times what a fit writes
+TENSORS_BYTES = 16 << 20
 FLOATS = {"F16", "BF16", "F32", "F64"}
 WHOLE = {"BOOL", "U8", "I8", "I16", "I32", "I64"}
 
@@ -205,6 +206,21 @@ def read_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     check_finite(weights, str(path))
 
     return weights
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The few tensors of a small file, by name; none if there is no such file.
+
+    Raises:
+        StoreError: if it is too large, damaged, or holds what is not finite.
+    """
+    if not os.path.lexists(path):
+        return {}
+    with _opened(path, TENSORS_BYTES) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    check_finite(tensors, str(path))
+
+    return tensors
 
 
 class _opened:
