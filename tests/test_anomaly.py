@@ -134,12 +134,17 @@ def test_the_command_adds_them(fitted, tmp_path):
 # Anomaly scores
 
 
-def test_anomaly_scores_are_nats_in_three_units(fitted):
+def test_anomaly_scores_are_nats_in_two_units(fitted):
     X = ring(30, seed=6)
     noise = stats.norm.logpdf(fitted.transform(X)).sum(1)
-    scale = sum(np.log(column.scale) for column in fitted.columns_.columns)
-    log_prob = fitted.score_samples(X)
-    assert np.allclose(fitted.anomaly_score(X), -(2 * log_prob + scale + noise) / 3)
+    assert np.allclose(fitted.anomaly_score(X), -(fitted.score_samples(X) + noise) / 2)
+
+
+def test_values_never_seen_have_a_finite_one():
+    X = np.column_stack([ring(300)[:, 0], np.random.default_rng(0).poisson(2, 300)])
+    found = QuARDensity(**SMALL).fit(X).anomaly_score([[3.0, 2.0], [3.0, 50.0]])
+    assert np.isfinite(found).all()
+    assert found[1] > found[0] + 1
 
 
 def test_anomaly_scores_are_infinite_where_the_density_is_zero():

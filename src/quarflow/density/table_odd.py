@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from quarflow.density.held_out import HeldOut
 from quarflow.flows import FlowDistribution
 
-__all__ = ["TableOdd", "in_other_units"]
+__all__ = ["TableOdd"]
 
 
 class TableOdd:
@@ -66,13 +65,11 @@ class TableOdd:
     def anomaly_score(self, X: ArrayLike, context: ArrayLike | None = None) -> NDArray[np.float64]:
         r"""A score for finding anomalies, (n), more is odder; not the density itself.
 
-        It is the mean of -log p in three units: those of the data, where it is
-        ``-score_samples(X)``; those of the standardised columns; and those of the noise that the
-        flow maps rows to. So it is -log p, but for log-determinants, of which those of the flow
-        count for two thirds and those of the preprocessing for one third. A clump of anomalies
-        has a high density in units of the data, and none in units of the noise, where only how
-        far out a row lies counts: the mean has found anomalies more surely than any one of them.
-        It is infinite where the density is 0.
+        It is the mean of -log p in two units: those of the data, where it is
+        ``-score_samples(X)``, and those of the noise z that the flow maps rows to, where it is
+        -log of the density of z. So it is -log p with half of the log-determinant. A clump of
+        anomalies that was learnt has a high density in the units of the data; in those of the
+        noise only how far out a row lies counts. It is infinite where the density is 0.
 
         Parameters
         ----------
@@ -82,20 +79,13 @@ class TableOdd:
             Context of the rows, shape (n, C), or one row of it for all.
         """
         scores = self.score_samples(X, context)
-        others = self._chunks(X, context, in_other_units)
-        there = np.isfinite(scores)
-        found = np.full(len(scores), np.inf)
-        found[there] = -(2 * scores[there] - others[there, 0] + others[there, 1]) / 3
+        noise = self._chunks(X, context, log_density_of_noise)
 
-        return found
+        return np.asarray(-0.5 * (scores + noise))
 
 
-def in_other_units(p: FlowDistribution, x: Tensor) -> Tensor:
-    """Log-determinant of the preprocessing, and log-density of the noise, of rows x, (n, 2)."""
-    steps: Any = p.transform
-    first, *rest = steps.transforms
-    z, ladj = first.call_and_ladj(x)
-    for step in rest:
-        z = step(z)
+def log_density_of_noise(p: FlowDistribution, x: Tensor) -> Tensor:
+    """Log-density of the noise that rows x are mapped to, (n)."""
+    z = p.transform(x)
 
-    return torch.stack([ladj.double(), p.base.log_prob(z).double()], -1)
+    return p.base.log_prob(z).double()
