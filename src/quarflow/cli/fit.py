@@ -37,6 +37,15 @@ def fit(
     context: Annotated[
         str | None, typer.Option(help="Columns to condition on instead of modelling them.")
     ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=KIND", help="What a column is, such as zip=category; repeatable."
+        ),
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="File that says so of columns: .toml or .json.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Time budget for the training.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Passes over the rows, at most.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.", min=0)] = 0,
@@ -64,6 +73,7 @@ def fit(
     Example:
       quarflow fit data.csv -o model
       quarflow fit data.parquet -o model --columns mass,energy --context angle --minutes 5
+      quarflow fit data.csv -o model --kind zip=category --kind angle=periodic:360
       quarflow fit data.csv -o model --set hidden_features=[64,64] --set 'bounds={"age":[0,null]}'
       quarflow fit pictures/ -o model --minutes 30 --set transforms=8 --set flip=true
     """
@@ -81,6 +91,7 @@ def fit(
             output,
             _names(columns, context) | {"drop_missing": drop_missing},
             setting or [],
+            _kinds(kind or [], schema),
             minutes=minutes,
             max_epochs=max_epochs,
             random_state=seed,
@@ -94,7 +105,12 @@ def fit(
 
 
 def _fit(
-    data: Path, output: Path, options: dict[str, Any], settings: Sequence[str], **parameters: Any
+    data: Path,
+    output: Path,
+    options: dict[str, Any],
+    settings: Sequence[str],
+    kinds: dict[str, Any],
+    **parameters: Any,
 ) -> tuple[Any, str | None]:
     """Fit and save, whatever signal comes in between; tell which one came."""
     from quarflow import density_for
@@ -102,7 +118,7 @@ def _fit(
 
     kind = density_for(data)
     density = kind(
-        **_settings(kind, settings),
+        **_with_kinds(kind, _settings(kind, settings), kinds),
         **{key: value for key, value in parameters.items() if value is not None},
         checkpoint=output / CHECKPOINT,
         verbose=True,
@@ -220,6 +236,26 @@ def _settings(kind: Any, assignments: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             found[key] = text
     return found
+
+
+def _kinds(options: Sequence[str], schema: Path | None) -> dict[str, Any]:
+    """What a schema file and --kind say of columns."""
+    from quarflow.data.schema_file import join_kinds
+
+    return join_kinds(options, schema)
+
+
+def _with_kinds(kind: Any, settings: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a density with what is said of columns, for those that have columns."""
+    if not kinds:
+        return settings
+    if "kinds" not in kind.setting_names():
+        raise CommandError(f"--kind and --schema are for tables, not for {kind.of}.")
+    said = settings.get("kinds") or {}
+    if not isinstance(said, dict):
+        raise CommandError("--set kinds takes a JSON object; --kind is simpler.")
+
+    return settings | {"kinds": {**said, **kinds}}
 
 
 def _names(columns: str | None, context: str | None) -> dict[str, list[str] | None]:

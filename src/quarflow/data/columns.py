@@ -186,6 +186,15 @@ class Columns:
         """A sentence for each column that gets anything besides standardising."""
         return [sentence for column in self.columns if (sentence := column.describe())]
 
+    def describe_kinds(self) -> list[str]:
+        """Those of the sentences that tell of something else than plain numbers."""
+        return [
+            sentence
+            for column in self.columns
+            if column.kind != "number" or column.point_masses or column.one_hot is not None
+            if (sentence := column.describe())
+        ]
+
 
 def _refuse_bounds(draft: Column, limits: Bounds, how: How) -> None:
     """Refuse bounds and noise for what is no number.

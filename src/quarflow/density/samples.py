@@ -3,12 +3,14 @@ r"""New data, of tables and of images, which know how to write themselves."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quarflow.data.columns import Columns
+from quarflow.data.decode import decode
 from quarflow.data.table_writer import TableWriter
 from quarflow.density.base import Place
 from quarflow.files import write_array
@@ -25,7 +27,7 @@ class TableSamples:
 
     Arguments:
         sample: Draws rows (n, D) for n and a seed.
-        names: Of the columns.
+        columns: The fitted columns.
         number: How many rows.
         seed: Of all the rows; the first part is what ``sample(n, seed)`` gives.
     """
@@ -33,11 +35,11 @@ class TableSamples:
     def __init__(
         self,
         sample: Callable[[int, int], NDArray[np.float64]],
-        names: Sequence[str],
+        columns: Columns,
         number: int,
         seed: int,
     ) -> None:
-        self.sample, self.names, self.number, self.seed = sample, names, number, seed
+        self.sample, self.columns, self.number, self.seed = sample, columns, number, seed
 
     def __iter__(self) -> Iterator[NDArray[np.float64]]:
         more = -(-self.number // CHUNK) - 1
@@ -46,14 +48,24 @@ class TableSamples:
             yield self.sample(min(CHUNK, self.number - part * CHUNK), seed)
 
     def write(self, path: Place) -> str:
-        """Write them as .csv, .parquet or .npy, whole or not at all; tell how long it took."""
+        """Write them as .csv, .parquet or .npy, whole or not at all; tell how long it took.
+
+        Raises:
+            ValueError: for a .npy of columns that are no numbers.
+        """
         path, begun = Path(path), time.perf_counter()
+        other = [c.name for c in self.columns.columns if c.kind not in ("number", "periodic")]
+        if path.suffix.lower() == ".npy" and other:
+            raise ValueError(
+                f"Column {other[0]!r} holds no numbers, which have no place in a .npy file; write "
+                "a .csv or .parquet."
+            )
         if path.suffix.lower() == ".npy":
             write_array(path, np.concatenate(list(self)))
         else:
             with TableWriter(path) as writer:
                 for rows in self:
-                    writer.write({name: rows[:, i] for i, name in enumerate(self.names)})
+                    writer.write(decode(rows, self.columns))
         seconds = time.perf_counter() - begun
 
         return f"{self.number:,} samples in {duration(seconds)}, written to {path}."

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,12 +16,13 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from quarflow.data.columns import Columns
-from quarflow.data.frames import frame_of
 from quarflow.data.pipeline import Ahead
 from quarflow.data.table_writer import WRITTEN
-from quarflow.data.tables import Table, column_names, iter_table, read_table
+from quarflow.data.tables import column_names
 from quarflow.density.base import RUN, Place, Say, Scores, Section, certified, quiet, trained
 from quarflow.density.samples import TableSamples
+from quarflow.density.table_model import takes_holes
+from quarflow.density.table_reading import Fitted, Rows, read_fitted, read_new, rows_of
 from quarflow.files import plain
 from quarflow.flows import MixedQuAR, QuAR
 from quarflow.report.names import readable
@@ -32,7 +33,6 @@ from quarflow.store.schema import flow_config
 __all__ = ["TableFiles"]
 
 SCORE = "log_prob"
-CHUNK = 65_536
 
 
 class TableFiles(BaseEstimator):
@@ -50,6 +50,9 @@ class TableFiles(BaseEstimator):
 
     score_samples: Callable[..., NDArray[np.float64]]
     sample: Callable[..., NDArray[np.float64]]
+    kinds: Mapping[str, Any] | None
+    unseen: Literal["error", "impossible", "missing"]
+    missing: str
 
     def read(
         self,
@@ -69,7 +72,7 @@ class TableFiles(BaseEstimator):
         columns, context
             Names of the columns to model, all but the context by default, and of the context.
         drop_missing
-            Whether to leave out rows with missing values instead of refusing them.
+            Whether to leave out rows with missing values.
         say
             Called with what is to be told about the file.
         """
@@ -78,13 +81,10 @@ class TableFiles(BaseEstimator):
             wanted = [name for name in column_names(path) if name not in given]
             if not wanted:
                 raise ValueError("All columns are context; leave at least one to model.")
-        table = _read(path, [*wanted, *given] or None, drop_missing, say)
-        width = len(table.names) - len(given)
+        frame = read_new(path, [*wanted, *given] or None, self.kinds, drop_missing, say)
+        width = frame.width - len(given)
 
-        return {
-            "X": frame_of(table.names[:width], table.values),
-            "context": frame_of(given, table.values[:, width:]) if given else None,
-        }
+        return {"X": frame[:, :width], "context": frame[:, width:] if given else None}
 
     def score_file(
         self, path: Place, *, keep: bool = False, allow_missing: bool = False
@@ -107,31 +107,22 @@ class TableFiles(BaseEstimator):
                 f"The column {SCORE!r} cannot be kept: it has the scores' name. Rename it, or "
                 "keep no columns."
             )
-        tables = iter_table(
-            path,
-            names,
-            chunk_rows=CHUNK,
-            missing="nan" if allow_missing else "error",
-            keep=keep,
-        )
-        return Scores(partial(self._scored, tables, order if keep else None))
+        tables = rows_of(path, self._fitted_table(), keep, allow_missing)
+        return Scores(partial(self._scored, tables))
 
     def _scored(
-        self, tables: Iterator[Table], order: list[str] | None, said: list[str]
+        self, tables: Iterator[Rows], said: list[str]
     ) -> Generator[Mapping[str, Any], None, None]:
         rows = scored = impossible = 0
         total, start = 0.0, time.perf_counter()
         with Ahead(tables) as ahead:  # reading runs beside the scoring
             for table in ahead:
-                values = table.values
-                whole = np.isfinite(values).all(1)
-                log_prob = np.full(len(values), np.nan)
+                whole, log_prob = table.whole, np.full(len(table.whole), np.nan)
                 if whole.any():
-                    X, context = self._split(values[whole])
-                    log_prob[whole] = self.score_samples(X, context=context)
-                yield {**({} if order is None else _kept(table, order)), SCORE: log_prob}
+                    log_prob[whole] = self.score_samples(table.X, context=table.context)
+                yield {**table.kept, SCORE: log_prob}
                 finite = np.isfinite(log_prob)
-                rows += len(values)
+                rows += len(whole)
                 scored += int(finite.sum())
                 impossible += int(np.isneginf(log_prob).sum())
                 total += float(log_prob[finite].sum())
@@ -165,7 +156,7 @@ class TableFiles(BaseEstimator):
         check_is_fitted(self)
 
         return TableSamples(
-            lambda n, state: self.sample(n, state, context), self.columns_.names, n_samples, seed
+            lambda n, state: self.sample(n, state, context), self.columns_, n_samples, seed
         )
 
     def save(self, path: Place) -> None:
@@ -266,6 +257,7 @@ class TableFiles(BaseEstimator):
         return [
             f"{metrics['rows']:,} rows, {len(self.columns_.names)} columns{context}, "
             f"{metrics['parameters']:,} parameters.",
+            *(readable(line, 300) for line in self.columns_.describe_kinds()),
             f"Validation: {nats(metrics['valid_nats'])}, after {duration(metrics['seconds'])}.",
         ]
 
@@ -302,7 +294,7 @@ class TableFiles(BaseEstimator):
         from quarflow.report import write_report  # matplotlib is slow to import
 
         if isinstance(X, str | os.PathLike):
-            X, context = self._split(_read(X, self._needed(), drop_missing, say).values)
+            X, context = read_fitted(X, self._fitted_table(), drop_missing, say)
         elif drop_missing:
             raise ValueError("Rows with missing values are left out of a file only; give one.")
 
@@ -312,28 +304,14 @@ class TableFiles(BaseEstimator):
         """The columns a table must have: those modelled, then those of the context."""
         return [*self.columns_.names, *self.context_names]
 
-    def _split(self, values: NDArray[np.float64]) -> tuple[Any, NDArray[np.float64] | None]:
-        """Modelled columns, as a frame if names are known, and those of the context or None."""
-        names = list(self.columns_.names)
-        named = hasattr(self, "feature_names_in_")
-        X = frame_of(names, values) if named else values[:, : len(names)]
+    def _fitted_table(self) -> Fitted:
+        """What it needs of a table."""
+        check_is_fitted(self)
 
-        return X, (values[:, len(names) :] if self.context_names else None)
-
-
-def _read(path: Place, columns: Sequence[str] | None, drop_missing: bool, say: Say) -> Table:
-    """A table, in memory; says how many rows were left out."""
-    table = read_table(path, columns, drop_missing=drop_missing)
-    if table.dropped:
-        say(f"{table.dropped:,} rows with missing values were left out.")
-
-    return table
-
-
-def _kept(table: Table, order: list[str]) -> dict[str, Any]:
-    """All columns of a table in the order of the file; used ones as numbers."""
-    used = {name: table.values[:, i] for i, name in enumerate(table.names)}
-    if table.others is None:
-        return {name: used[name] for name in order} if set(order) == set(used) else used
-
-    return {name: used[name] if name in used else table.others[name] for name in order}
+        return Fitted(
+            self.columns_,
+            self.context_columns_,
+            hasattr(self, "feature_names_in_"),
+            takes_holes(self.flow_, self.missing),
+            self.unseen,
+        )
