@@ -9,28 +9,11 @@ of the forward pass and of forward and backward together.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
 
 import torch
 
 from quarflow import QuAR
-
-
-def ratio(above: Callable[[], object], below: Callable[[], object], rounds: int) -> float:
-    """Median over rounds of the CPU times' ratio, after one round unseen."""
-    found = []
-    for turn in range(rounds + 1):
-        times = []
-        for run in (above, below):
-            start = time.process_time()
-            run()
-            times.append(time.process_time() - start)
-        if turn:
-            found.append(times[0] / times[1])
-
-    return median(found)
+from quarflow.experiments.timing import processor_ratio
 
 
 def measured(features: int, options: argparse.Namespace) -> list[str]:
@@ -48,7 +31,7 @@ def measured(features: int, options: argparse.Namespace) -> list[str]:
             flow(c, mask).log_prob(x)
 
     return [
-        f"{ratio(lambda f=f: f(modelled), lambda f=f: f(None), options.rounds):.2f}"
+        f"{processor_ratio(lambda f=f: f(modelled), lambda f=f: f(None), options.rounds):.2f}"
         for f in (score, step)
     ]
 

@@ -9,14 +9,12 @@ computes in float64, and for its flow in float32 and float64; briefly fitted, so
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
 
 import numpy as np
 import torch
 
 from quarflow import QuARDensity
+from quarflow.experiments.timing import processor_ratio
 
 
 def table(features: int, rows: int) -> np.ndarray:
@@ -26,21 +24,6 @@ def table(features: int, rows: int) -> np.ndarray:
     z = rng.normal(size=(rows, features)) + 2 * rng.integers(0, 2, (rows, 1))
 
     return np.sin(z @ mix) + 0.3 * z + 0.1 * z**2
-
-
-def ratio(above: Callable[[], object], below: Callable[[], object], rounds: int) -> float:
-    """Median over rounds of the CPU times' ratio, after one round unseen."""
-    found = []
-    for turn in range(rounds + 1):
-        times = []
-        for run in (above, below):
-            start = time.process_time()
-            run()
-            times.append(time.process_time() - start)
-        if turn:
-            found.append(times[0] / times[1])
-
-    return median(found)
 
 
 def main() -> None:
@@ -58,7 +41,7 @@ def main() -> None:
         density.fit(table(features, 6000))
         X = density.sample(options.rows, random_state=0)
         found = [
-            ratio(
+            processor_ratio(
                 lambda d=density: d.sample(options.rows, random_state=0),
                 lambda d=density, X=X: d.score_samples(X),
                 options.rounds,
@@ -70,7 +53,7 @@ def main() -> None:
                 p = flow()
                 x = p.sample((options.rows,))
                 found.append(
-                    ratio(
+                    processor_ratio(
                         lambda p=p: p.sample((options.rows,)),
                         lambda p=p, x=x: p.log_prob(x),
                         options.rounds,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
-__all__ = ["in_turn", "median_seconds", "seconds_per_call"]
+__all__ = ["in_turn", "median_seconds", "processor_ratio", "seconds_per_call"]
 
 Work = Callable[[], object]
 Clock = Callable[[], float]
@@ -72,3 +72,19 @@ def median_seconds(work: Work, repeats: int, clock: Clock = time.perf_counter) -
         clock: Seconds from any start.
     """
     return median(in_turn({"": work}, repeats, clock=clock)[""])
+
+
+def processor_ratio(above: Work, below: Work, rounds: int) -> float:
+    """Median over rounds of the ratio of processor times, after one round that is not counted.
+
+    Arguments:
+        above, below: What takes turns.
+        rounds: How often.
+
+    Example:
+        >>> processor_ratio(lambda: sum(range(50_000)), lambda: sum(range(1_000)), rounds=3) > 1
+        True
+    """
+    seconds = in_turn({"above": above, "below": below}, rounds, clock=time.process_time)
+
+    return median([a / b for a, b in zip(seconds["above"], seconds["below"], strict=True)])
